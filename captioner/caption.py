@@ -1,0 +1,123 @@
+"""The result: a caption, its words, how sure the model is of each, and where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Alternative", "Box", "Caption", "RegionMap", "Word"]
+
+RegionMap = tuple[tuple[float, ...], ...]
+"""A word's attention over the region grid: ``h`` rows from the top, of ``w`` columns; sums to 1."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the upright image; right and bottom are exclusive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """One word of a caption.
+
+    Attributes:
+        text: the word as it stands in the caption.
+        logprob: natural log-probability of the word (the sum over its tokens), at most 0.
+        confidence: exp(mean token log-prob) of the word, in 0…1.
+        attention: where the model looked while it wrote the word; present on request.
+        box: the part of the upright image that the attention singles out; present with it.
+    """
+
+    text: str
+    logprob: float
+    confidence: float
+    attention: RegionMap | None = None
+    box: Box | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The word as JSON-ready data; ``attention`` and ``box`` only where present."""
+        data: dict[str, Any] = {
+            "text": self.text,
+            "logprob": round(self.logprob, 4),
+            "confidence": round(self.confidence, 4),
+        }
+        if self.attention is not None:
+            data["attention"] = [[round(value, 5) for value in row] for row in self.attention]
+        if self.box is not None:
+            data["box"] = list(self.box)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another caption that the search kept, with its confidence and total log-prob."""
+
+    caption: str
+    confidence: float
+    logprob: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The alternative as JSON-ready data."""
+        return {
+            "caption": self.caption,
+            "confidence": round(self.confidence, 4),
+            "logprob": round(self.logprob, 4),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """The caption of one photograph.
+
+    Attributes:
+        file: the path or name the photo came with; None for bytes, arrays and PIL images.
+        model: the name of the model that wrote it.
+        width: pixels of the upright image, after EXIF orientation.
+        height: likewise.
+        caption: the sentence.
+        confidence: exp(mean token log-prob) over all generated tokens, in 0…1.
+        logprob: natural log-probability of the generated tokens, the end token included.
+        words: the caption's words in order.
+        alternatives: the next best captions, best first; as many as were asked for, or fewer.
+    """
+
+    file: str | None
+    model: str
+    width: int
+    height: int
+    caption: str
+    confidence: float
+    logprob: float
+    words: tuple[Word, ...] = ()
+    alternatives: tuple[Alternative, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The caption as JSON-ready data."""
+        return {
+            "file": self.file,
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "caption": self.caption,
+            "confidence": round(self.confidence, 4),
+            "logprob": round(self.logprob, 4),
+            "words": [word.to_dict() for word in self.words],
+            "alternatives": [alternative.to_dict() for alternative in self.alternatives],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Caption:
+        """The inverse of :meth:`to_dict`, for records that were written to a file."""
+        words = tuple(
+            Word(
+                text=word["text"],
+                logprob=word["logprob"],
+                confidence=word["confidence"],
+                attention=tuple(map(tuple, word["attention"])) if "attention" in word else None,
+                box=tuple(word["box"]) if "box" in word else None,
+            )
+            for word in data.get("words", ())
+        )
+        alternatives = tuple(Alternative(**item) for item in data.get("alternatives", ()))
+        plain = {key: data[key] for key in ("file", "model", "width", "height")}
+        scores = {key: data[key] for key in ("caption", "confidence", "logprob")}
+        return cls(**plain, **scores, words=words, alternatives=alternatives)

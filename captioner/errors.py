@@ -1,0 +1,72 @@
+"""Every error that Captioner raises on purpose, as one tree.
+
+CaptionerError
+├── ImageError               a photograph cannot be used
+│   ├── ImageTypeError       not an image, or a format that is not read
+│   ├── ImageSizeError       more pixels than the limit allows
+│   └── ImageDecodeError     empty, truncated or damaged
+├── OptionsError             options that are out of range or contradict each other
+├── CheckpointError          a checkpoint that is missing, incomplete or does not fit
+├── DataError                a captions file or a photo folder that cannot be used
+└── DeviceError              a device or number type that this machine lacks
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptionerError",
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "ImageDecodeError",
+    "ImageError",
+    "ImageSizeError",
+    "ImageTypeError",
+    "OptionsError",
+]
+
+
+class CaptionerError(Exception):
+    """Base of all errors; its text says what is wrong and what to do about it."""
+
+
+class ImageError(CaptionerError):
+    """A photograph cannot be used.
+
+    Args:
+        file: the name to show, a path or ``"image 3"``; never the bytes.
+        reason: what is wrong, as a phrase: ``"is truncated: 312 of 4096 bytes decoded"``.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
+
+
+class ImageTypeError(ImageError):
+    """The bytes are not an image, or of a format that is not read."""
+
+
+class ImageSizeError(ImageError):
+    """The header announces more pixels than the limit allows."""
+
+
+class ImageDecodeError(ImageError):
+    """The file is empty, truncated or damaged."""
+
+
+class OptionsError(CaptionerError):
+    """Options are out of range or contradict each other."""
+
+
+class CheckpointError(CaptionerError):
+    """A checkpoint is missing, incomplete, or does not fit its configuration."""
+
+
+class DataError(CaptionerError):
+    """A captions file or a photo folder cannot be used."""
+
+
+class DeviceError(CaptionerError):
+    """The requested device or number type is not available on this machine."""
