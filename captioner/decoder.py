@@ -1,0 +1,253 @@
+"""The text decoder: self-attention over the words so far, cross-attention to the region tokens, MLP.
+
+Queries come from the text; keys and values both come from the region tokens (Vaswani et al. 2017, §3.2.3) and
+are computed once per image. ``B`` images, ``N`` rows of text per image (beams, or captions in training),
+``T`` tokens, ``R`` region tokens, ``D`` channels, ``d`` channels of a head, ``V`` words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
+
+Norm = Literal["pre", "post"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The text decoder; defaults are our own model's.
+
+    Attributes:
+        vocab_size: words, special tokens included.
+        width: channels of a text token.
+        layers: blocks of self-attention, cross-attention and MLP.
+        heads: attention heads; ``width / heads`` channels each.
+        mlp_width: hidden units of each MLP.
+        max_positions: longest sequence in tokens.
+        region_width: channels of a region token.
+        norm: layer norm before each sublayer and at the end ("pre", GPT-2) or after each ("post", BERT).
+        embedding_norm: layer norm after the embeddings (BERT).
+        head_transform: dense layer, GELU and layer norm before the output (BERT).
+        activation: "gelu" or its "gelu_tanh" approximation (GPT-2).
+        output_bias: a bias for each word of the output.
+        eps: epsilon of the layer norms.
+        dropout: probability with which training drops a channel.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    max_positions: int
+    region_width: int
+    norm: Norm = "pre"
+    embedding_norm: bool = False
+    head_transform: bool = False
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    output_bias: bool = True
+    eps: float = 1e-5
+    dropout: float = 0.0
+
+
+class KVCache:
+    """Keys and values of the text so far, in buffers whose shapes never change: ``(rows, heads, length, d)``.
+
+    The cache is an argument of the decoder, never its state, so threads can share one model.
+    """
+
+    def __init__(self, config: DecoderConfig, rows: int, length: int, *, like: Tensor) -> None:
+        shape = (config.layers, 2, rows, config.heads, length, config.width // config.heads)
+        self.buffer = torch.zeros(shape, device=like.device, dtype=like.dtype)
+
+    @property
+    def length(self) -> int:
+        """Tokens that fit."""
+        return self.buffer.shape[-2]
+
+    def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values ``(rows, heads, T, d)`` at ``positions (T,)``; return the whole buffers."""
+        self.buffer[layer, 0].index_copy_(2, positions, keys)
+        self.buffer[layer, 1].index_copy_(2, positions, values)
+        return self.buffer[layer, 0], self.buffer[layer, 1]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows ``(rows',)`` in the given order: the beams that survived."""
+        self.buffer = self.buffer.index_select(2, rows)
+
+
+CrossCache = list[tuple[Tensor, Tensor]]
+"""Each layer's keys and values of the region tokens, ``(B, heads, R, d)``."""
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with fused projections; causal over text, unmasked over region tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(rows, T, D)`` -> queries, keys and values ``(rows, heads, T, d)``."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+        q, k, v = self.project(x)
+        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
+
+    def cached(self, x: Tensor, cache: KVCache, layer: int, positions: Tensor) -> Tensor:
+        q, k, v = self.project(x)
+        keys, values = cache.update(layer, positions, k, v)
+        visible = torch.arange(cache.length, device=x.device) <= positions[:, None]  # (T, length)
+        return self.merge(F.scaled_dot_product_attention(q, keys, values, attn_mask=visible))
+
+    def merge(self, attended: Tensor) -> Tensor:
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Queries from the text, keys and values from the region tokens; nothing of the image is tiled."""
+
+    def __init__(self, width: int, region_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(region_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def keys_values(self, region_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, R, D)`` -> keys and values ``(B, heads, R, d)``."""
+        k, v = self.kv(region_tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, *, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """``x (B, N*T, D)`` -> the same shape, and on request the weights ``(B, N*T, R)``, mean over heads.
+
+        The rows of text of one image are query rows against that image's one set of keys.
+        """
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N*T, d)
+        if not weights:
+            attended = F.scaled_dot_product_attention(q, keys, values)
+            return self.out(attended.transpose(1, 2).flatten(2)), None
+        probs = (q @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1)
+        attended = probs.to(values.dtype) @ values
+        return self.out(attended.transpose(1, 2).flatten(2)), probs.mean(1)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        return out
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention over the text, cross-attention to the regions, MLP; pre- or post-norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.pre = config.norm == "pre"
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.width, eps=config.eps) for _ in range(3))
+        self.self_attention = SelfAttention(config.width, config.heads)
+        self.cross_attention = CrossAttention(config.width, config.region_width, config.heads)
+        self.mlp = MLP(config.width, config.mlp_width, config.activation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def residual(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
+        x = x + self.dropout(update)
+        return x if self.pre else norm(x)
+
+
+class TextDecoder(nn.Module):
+    """Words so far and region tokens -> hidden states, from which :meth:`logits` scores the next word."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.max_positions, config.width)
+        self.embedding_norm = nn.LayerNorm(config.width, eps=config.eps) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else None
+        self.transform = (
+            nn.Sequential(
+                nn.Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width, eps=config.eps)
+            )
+            if config.head_transform
+            else None
+        )
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
+
+    def cross_cache(self, region_tokens: Tensor) -> CrossCache:
+        """Each layer's keys and values of the region tokens ``(B, R, D)``; computed once per image."""
+        return [block.cross_attention.keys_values(region_tokens) for block in self.blocks]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cross: CrossCache,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        weights: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states of the given tokens.
+
+        Args:
+            input_ids: ``(B, N, T)`` int64; padding may only stand at the end of a row.
+            cross: from :meth:`cross_cache`, for the same ``B`` images.
+            cache: keys and values of the ``B*N`` rows' earlier tokens; these tokens' are added to it.
+            positions: ``(T,)`` int64, where these tokens stand; needed with ``cache``, else ``0…T-1``.
+            weights: also return each layer's cross-attention ``(B, N, T, R)`` (float32, mean over heads),
+                which switches the fused kernels off.
+        """
+        batch, rows, length = input_ids.shape
+        if positions is None:
+            positions = torch.arange(length, device=input_ids.device)
+        x = self.word_embedding(input_ids.flatten(0, 1)) + self.position_embedding(positions)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.dropout(x)  # (B*N, T, D)
+        maps = []
+        for layer, block in enumerate(self.blocks):
+            y = block.norm1(x) if block.pre else x
+            if cache is None:
+                y = block.self_attention(y, causal=True)
+            else:
+                y = block.self_attention.cached(y, cache, layer, positions)
+            x = block.residual(x, y, block.norm1)
+            y = (block.norm2(x) if block.pre else x).reshape(batch, rows * length, -1)
+            y, attention = block.cross_attention(y, *cross[layer], weights=weights)
+            x = block.residual(x, y.view_as(x), block.norm2)
+            x = block.residual(x, block.mlp(block.norm3(x) if block.pre else x), block.norm3)
+            if attention is not None:
+                maps.append(attention.view(batch, rows, length, -1))
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        return x.view(batch, rows, length, -1), maps
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``(…, D)`` -> ``(…, V)``; the output matrix is the word embedding's (Press and Wolf 2017)."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return F.linear(hidden, self.word_embedding.weight, self.output_bias)

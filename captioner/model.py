@@ -1,0 +1,206 @@
+"""The captioning model: image encoder -> region tokens -> text decoder that cross-attends to them.
+
+One architecture serves every checkpoint of this shape (our own, BLIP, ViT-GPT2); configuration says what
+differs. ``B`` images, ``R`` region tokens, ``C`` channels of the backbone, ``D`` of a region token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captioner.decoder import MLP, DecoderConfig, SelfAttention, TextDecoder
+from captioner.vision import BackboneConfig, build_backbone
+
+__all__ = ["CaptionModel", "EncodedImages", "ModelConfig", "RegionConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """How backbone features become region tokens; None in :class:`ModelConfig` passes them on as they are.
+
+    Attributes:
+        width: channels of a region token.
+        layers: self-attention layers over the region tokens.
+        heads: attention heads of each.
+        mlp_width: hidden units of each MLP.
+        dropout: probability with which training drops a channel.
+        classes: ImageNet classes that the backbone's classifier knows; 0 for no tag tokens.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    dropout: float = 0.0
+    classes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that :class:`CaptionModel` needs to be built, as it stands in ``config.json``."""
+
+    backbone: BackboneConfig
+    regions: RegionConfig | None
+    decoder: DecoderConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of :meth:`to_dict`. Raises TypeError or KeyError where keys are missing or unknown."""
+        unknown = set(data) - {field.name for field in fields(cls)}
+        if unknown:
+            raise TypeError(f"unknown keys {sorted(unknown)}")
+        regions = data["regions"]
+        return cls(
+            backbone=BackboneConfig(**data["backbone"]),
+            regions=None if regions is None else RegionConfig(**regions),
+            decoder=DecoderConfig(**data["decoder"]),
+        )
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images after the encoder, once for any number of decoding passes.
+
+    Attributes:
+        region_tokens: ``(B, R, D)``: ``prefix`` class tokens, the grid row by row, then tag tokens.
+        grid: rows and columns of the grid.
+        prefix: tokens before the grid.
+    """
+
+    region_tokens: Tensor
+    grid: tuple[int, int]
+    prefix: int
+
+    def grid_slice(self) -> slice:
+        """Where the grid's tokens stand among the region tokens."""
+        return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
+
+
+class RegionLayer(nn.Module):
+    """A pre-norm transformer layer over region tokens."""
+
+    def __init__(self, config: RegionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attention = SelfAttention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), causal=False))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class TagTokens(nn.Module):
+    """The backbone's own ImageNet classes as extra region tokens (after Oscar, Li et al. 2020).
+
+    Classes are scored over the whole photo and over its four overlapping quarters, so that a small thing in
+    a corner has its say. A tag token is the embedding of the class's head word ("tabby cat" -> "cat"), which
+    is the decoder's own embedding of it, plus what training learned of the class.
+    """
+
+    WHOLE, QUARTER = 4, 1  # tags from the whole photo and from each quarter
+
+    def __init__(self, features: int, config: RegionConfig) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(features, config.classes)
+        self.class_embedding = nn.Embedding(config.classes, config.width)
+        self.score = nn.Parameter(torch.zeros(config.width))
+        self.register_buffer("head_words", torch.zeros(config.classes, dtype=torch.int64))
+        self.head_words: Tensor
+
+    def forward(self, features: Tensor, word_embedding: nn.Embedding) -> Tensor:
+        """Feature map ``(B, C, h, w)`` -> tag tokens ``(B, 8, D)``."""
+        size = tuple((2 * side + 2) // 3 for side in features.shape[-2:])
+        stride = tuple(side - part for side, part in zip(features.shape[-2:], size, strict=True))
+        quarters = F.avg_pool2d(features, size, stride).flatten(2).transpose(1, 2)  # (B, 4, C)
+        whole = features.mean((2, 3))
+        top = self.classifier(whole).log_softmax(-1).topk(self.WHOLE)
+        parts = self.classifier(quarters).log_softmax(-1).topk(self.QUARTER)
+        classes = torch.cat([top.indices, parts.indices.flatten(1)], dim=1)
+        scores = torch.cat([top.values, parts.values.flatten(1)], dim=1)
+        words = word_embedding(self.head_words[classes])
+        tokens: Tensor = words + self.class_embedding(classes) + scores.exp()[..., None] * self.score
+        return tokens
+
+
+class RegionEncoder(nn.Module):
+    """Feature map -> region tokens: projection, 2-D position, tag tokens, self-attention over all of them."""
+
+    MAX_GRID = 32
+
+    def __init__(self, features: int, config: RegionConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.project = nn.Linear(features, config.width)
+        self.rows = nn.Embedding(self.MAX_GRID, config.width)
+        self.columns = nn.Embedding(self.MAX_GRID, config.width)
+        self.tags = TagTokens(features, config) if config.classes else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(RegionLayer(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width)
+
+    def forward(self, features: Tensor, word_embedding: nn.Embedding) -> Tensor:
+        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``."""
+        height, width = features.shape[-2:]
+        position = self.rows.weight[:height, None] + self.columns.weight[None, :width]  # (h, w, D)
+        tokens = self.project(self.norm(features.flatten(2).transpose(1, 2))) + position.flatten(0, 1)
+        if self.tags is not None:
+            tokens = torch.cat([tokens, self.tags(features, word_embedding)], dim=1)
+        tokens = self.dropout(tokens)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        final: Tensor = self.final_norm(tokens)
+        return final
+
+
+class CaptionModel(nn.Module):
+    """Backbone, region encoder and text decoder, built with random weights from a configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone)
+        self.regions = RegionEncoder(config.backbone.width, config.regions) if config.regions else None
+        self.decoder = TextDecoder(config.decoder)
+        for part in (self.regions, self.decoder):
+            if part is not None:
+                part.apply(_initialise)
+
+    def encode(self, x: Tensor, *, start: int = 0) -> EncodedImages:
+        """Normalised pixel values ``(B, 3, H, W)`` -> region tokens.
+
+        ``start`` is for training: ``x`` is then what the backbone's stages below ``start`` gave.
+        """
+        features = self.backbone.run(x, start)
+        if features.ndim == 4:
+            grid = (features.shape[2], features.shape[3])
+        else:
+            side = round((features.shape[1] - self.backbone.prefix) ** 0.5)
+            grid = (side, side)
+        if self.regions is not None:
+            if features.ndim == 3:
+                features = features[:, self.backbone.prefix :].transpose(1, 2).unflatten(2, grid)
+            return EncodedImages(self.regions(features, self.decoder.word_embedding), grid, 0)
+        if features.ndim == 4:
+            features = features.flatten(2).transpose(1, 2)
+        return EncodedImages(features, grid, self.backbone.prefix)
+
+
+def _initialise(module: nn.Module) -> None:
+    """GPT-2's initialisation; residual branches are not scaled, since the model is shallow."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,249 @@
+"""Image backbones: pixel values -> a map or sequence of features.
+
+A backbone is a chain of stages. ``run(x, start, stop)`` executes a part of the chain, so that training can
+keep the activations below its first trainable stage and never compute them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "EfficientNetLite",
+    "TimmBackbone",
+    "VisionTransformer",
+    "build_backbone",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What distinguishes one backbone from another.
+
+    Attributes:
+        kind: ``efficientnet_lite`` and ``vit`` are built here; ``timm`` is any convolutional network of timm.
+        image_size: side of the square input in pixels.
+        width: channels of the features that come out.
+        options: arguments of the backbone's class, by name.
+    """
+
+    kind: str
+    image_size: int
+    width: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backbone(nn.Module):
+    """``run`` maps ``(B, 3, H, W)`` through its stages; the last gives ``(B, C, h, w)`` or ``(B, prefix + h*w, C)``.
+
+    Attributes:
+        num_stages: how many stages the chain has.
+        prefix: tokens before the grid's (1 where there is a class token); always 0 for feature maps.
+    """
+
+    num_stages: int
+    prefix: int = 0
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def stage_parameters(self, start: int) -> list[nn.Parameter]:
+        """The parameters of the stages from ``start`` on."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding: the surplus of an odd padding goes to the right and bottom."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, s = self.kernel_size[0], self.stride[0]
+        if s == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, k // 2, 1, self.groups)
+        pad_h, pad_w = (max((math.ceil(size / s) - 1) * s + k - size, 0) for size in x.shape[-2:])
+        x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
+        return F.conv2d(x, self.weight, self.bias, s, 0, 1, self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block (Sandler et al. 2018): widen, filter each channel, narrow without an activation."""
+
+    def __init__(self, width_in: int, width_out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = width_in * expansion
+        self.expand = SameConv2d(width_in, hidden, 1) if expansion > 1 else None
+        self.depthwise = SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = SameConv2d(hidden, width_out, 1)
+        self.skip = stride == 1 and width_in == width_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.skip else y
+
+
+class EfficientNetLite(Backbone):
+    """EfficientNet-Lite (Tan and Le 2019; the Lite variants drop squeeze-and-excitation and use ReLU6).
+
+    Batch normalisation is folded into the convolutions, which are therefore biased: at inference the function
+    is the same, and fine-tuning with frozen statistics is too. Memory format is channels-last throughout.
+    Stages: the stem, the groups of blocks in order, the head; with 288-pixel input the features are 9×9.
+
+    Args:
+        widths: channels of each group of blocks.
+        repeats: blocks in each group.
+        stem: channels of the stem.
+        head: channels that come out.
+    """
+
+    KERNELS = (3, 3, 5, 3, 5, 5, 3)
+    STRIDES = (1, 2, 2, 2, 1, 2, 1)
+
+    def __init__(self, *, widths: list[int], repeats: list[int], stem: int, head: int) -> None:
+        super().__init__()
+        self.stem = SameConv2d(3, stem, 3, 2)
+        groups = []
+        width_in = stem
+        for index, (width, count) in enumerate(zip(widths, repeats, strict=True)):
+            kernel, expansion = self.KERNELS[index], 1 if index == 0 else 6
+            blocks = []
+            for number in range(count):
+                stride = self.STRIDES[index] if number == 0 else 1
+                blocks.append(InvertedResidual(width_in, width, kernel, stride, expansion))
+                width_in = width
+            groups.append(nn.Sequential(*blocks))
+        self.groups = nn.ModuleList(groups)
+        self.head = SameConv2d(width_in, head, 1)
+        self.num_stages = len(groups) + 2
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        stop = self.num_stages if stop is None else stop
+        x = x.contiguous(memory_format=torch.channels_last)
+        for stage in range(start, stop):
+            if stage == 0:
+                x = F.relu6(self.stem(x))
+            elif stage == self.num_stages - 1:
+                x = F.relu6(self.head(x))
+            else:
+                x = self.groups[stage - 1](x)
+        return x
+
+    def stage_parameters(self, start: int) -> list[nn.Parameter]:
+        stages = [self.stem, *self.groups, self.head]
+        return [parameter for stage in stages[start:] for parameter in stage.parameters()]
+
+
+class ViTBlock(nn.Module):
+    """A pre-norm transformer block with fused query, key and value projections."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.fc2 = nn.Linear(mlp_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, tokens, width)
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, tokens, d)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(Backbone):
+    """ViT (Dosovitskiy et al. 2021) with a class token. Stages: patch embedding, blocks, final norm.
+
+    Args:
+        image_size: side of the square input in pixels; a multiple of ``patch_size``.
+        patch_size: side of a patch in pixels.
+        width: channels of a token.
+        layers: transformer blocks.
+        heads: attention heads of a block.
+        mlp_width: hidden units of a block's MLP.
+        eps: epsilon of the layer norms.
+    """
+
+    prefix = 1
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_width: int,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.randn(1, 1 + (image_size // patch_size) ** 2, width) * 0.02)
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_width, eps) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.num_stages = layers + 2
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        stop = self.num_stages if stop is None else stop
+        for stage in range(start, stop):
+            if stage == 0:
+                tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
+                x = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1) + self.position
+            elif stage == self.num_stages - 1:
+                x = self.norm(x)
+            else:
+                x = self.blocks[stage - 1](x)
+        return x
+
+    def stage_parameters(self, start: int) -> list[nn.Parameter]:
+        embedding = [self.class_token, self.position, *self.patch_embed.parameters()]
+        later = [*self.blocks, self.norm][max(start - 1, 0) :]
+        return (embedding if start == 0 else []) + [p for stage in later for p in stage.parameters()]
+
+
+class TimmBackbone(Backbone):
+    """Any convolutional network of timm, as one stage; its last feature map comes out.
+
+    Args:
+        name: timm's name of the architecture, e.g. ``resnet50`` or ``convnext_tiny``.
+        pretrained: let timm fetch its weights (training only; checkpoints bring their own).
+    """
+
+    num_stages = 1
+
+    def __init__(self, *, name: str, pretrained: bool = False) -> None:
+        super().__init__()
+        import timm  # here, since only checkpoints with such a backbone should pay for the import
+
+        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        features: Tensor = self.network(x)[0] if start == 0 and stop != 0 else x
+        return features
+
+    def stage_parameters(self, start: int) -> list[nn.Parameter]:
+        return list(self.network.parameters()) if start == 0 else []
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone that a configuration describes, with random weights."""
+    options = dict(config.options)
+    if config.kind == "efficientnet_lite":
+        return EfficientNetLite(head=config.width, **options)
+    if config.kind == "vit":
+        return VisionTransformer(image_size=config.image_size, width=config.width, **options)
+    if config.kind == "timm":
+        return TimmBackbone(**options)
+    raise ValueError(f"unknown backbone kind {config.kind!r}")
