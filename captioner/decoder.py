@@ -57,29 +57,62 @@ class DecoderConfig:
 
 
 class KVCache:
-    """Keys and values of the text so far, in buffers whose shapes never change: ``(rows, heads, length, d)``.
+    """Keys and values of the text so far, in buffers whose shapes never change: ``(B, heads, slots, d)``.
+
+    The rows of an image share its buffer. The prompt's slots come first and every row sees them; each later
+    token takes one slot for each row, and a row sees those of its own history. So a beam that goes on from
+    another one takes over what that one sees, and no key or value is ever copied.
 
     The cache is an argument of the decoder, never its state, so threads can share one model.
+
+    Args:
+        config: the decoder's.
+        images: ``B``.
+        rows: ``N`` rows of text of each image after the prompt.
+        prompt: tokens that all rows begin with.
+        length: tokens of a row that fit, the prompt's included.
+        like: gives device and dtype.
     """
 
-    def __init__(self, config: DecoderConfig, rows: int, length: int, *, like: Tensor) -> None:
-        shape = (config.layers, 2, rows, config.heads, length, config.width // config.heads)
+    def __init__(
+        self, config: DecoderConfig, *, images: int, rows: int, prompt: int, length: int, like: Tensor
+    ) -> None:
+        slots = prompt + (length - prompt) * rows
+        shape = (config.layers, 2, images, config.heads, slots, config.width // config.heads)
         self.buffer = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        self.visible = torch.zeros(images, rows, slots, device=like.device, dtype=torch.bool)
+        self.visible[..., :prompt] = True
+        self.prompt = prompt
 
-    @property
-    def length(self) -> int:
-        """Tokens that fit."""
-        return self.buffer.shape[-2]
+    def place(self, rows: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Give slots to tokens: the prompt's all at once (one row), then one token for each row.
 
-    def update(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values ``(rows, heads, T, d)`` at ``positions (T,)``; return the whole buffers."""
-        self.buffer[layer, 0].index_copy_(2, positions, keys)
-        self.buffer[layer, 1].index_copy_(2, positions, values)
+        Returns:
+            The slots ``(rows*T,)`` of the tokens at ``positions (T,)`` and the attention mask
+            ``(B or 1, 1, rows*T, slots)``, bool, True where a token sees a slot.
+        """
+        slots = torch.arange(self.visible.shape[-1], device=positions.device)
+        if rows == 1:
+            return positions, (slots <= positions[:, None])[None, None]
+        assert (rows, len(positions)) == (self.visible.shape[1], 1), "one token for each row"
+        taken = self.prompt + (positions - self.prompt) * rows + slots[:rows]
+        self.visible |= slots == taken[:, None]
+        return taken, self.visible[:, None]
+
+    def update(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values ``(B, heads, n, d)`` at ``slots (n,)``; return the whole buffers."""
+        self.buffer[layer, 0].index_copy_(2, slots, keys)
+        self.buffer[layer, 1].index_copy_(2, slots, values)
         return self.buffer[layer, 0], self.buffer[layer, 1]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep the given rows ``(rows',)`` in the given order: the beams that survived."""
-        self.buffer = self.buffer.index_select(2, rows)
+    def follow(self, parents: Tensor) -> None:
+        """Row ``n`` of image ``b`` goes on from its image's row ``parents[b, n]``."""
+        self.visible = self.visible.gather(1, parents[..., None].expand_as(self.visible))
+
+    def keep(self, images: Tensor) -> None:
+        """Keep the given images ``(B',)`` alone."""
+        self.buffer = self.buffer.index_select(2, images)
+        self.visible = self.visible.index_select(0, images)
 
 
 CrossCache = list[tuple[Tensor, Tensor]]
@@ -104,11 +137,10 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(x)
         return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
-    def cached(self, x: Tensor, cache: KVCache, layer: int, positions: Tensor) -> Tensor:
+    def cached(self, x: Tensor, cache: KVCache, layer: int, slots: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.project(x)
-        keys, values = cache.update(layer, positions, k, v)
-        visible = torch.arange(cache.length, device=x.device) <= positions[:, None]  # (T, length)
-        return self.merge(F.scaled_dot_product_attention(q, keys, values, attn_mask=visible))
+        keys, values = cache.update(layer, slots, k, v)
+        return self.merge(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask))
 
     def merge(self, attended: Tensor) -> Tensor:
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
@@ -216,7 +248,8 @@ class TextDecoder(nn.Module):
         Args:
             input_ids: ``(B, N, T)`` int64; padding may only stand at the end of a row.
             cross: from :meth:`cross_cache`, for the same ``B`` images.
-            cache: keys and values of the ``B*N`` rows' earlier tokens; these tokens' are added to it.
+            cache: keys and values of the rows' earlier tokens; these tokens' are added to it. It takes the
+                prompt as one row of each image, then one token for each of its ``N`` rows at a time.
             positions: ``(T,)`` int64, where these tokens stand; needed with ``cache``, else ``0…T-1``.
             weights: also return each layer's cross-attention ``(B, N, T, R)`` (float32, mean over heads),
                 which switches the fused kernels off.
@@ -224,21 +257,23 @@ class TextDecoder(nn.Module):
         batch, rows, length = input_ids.shape
         if positions is None:
             positions = torch.arange(length, device=input_ids.device)
-        x = self.word_embedding(input_ids.flatten(0, 1)) + self.position_embedding(positions)
+        x = self.word_embedding(input_ids) + self.position_embedding(positions)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = self.dropout(x)  # (B*N, T, D)
+        x = self.dropout(x).flatten(1, 2)  # (B, N*T, D)
+        if cache is not None:
+            slots, mask = cache.place(rows, positions)
         maps = []
         for layer, block in enumerate(self.blocks):
             y = block.norm1(x) if block.pre else x
             if cache is None:
-                y = block.self_attention(y, causal=True)
+                y = block.self_attention(y.view(batch * rows, length, -1), causal=True).view_as(x)
             else:
-                y = block.self_attention.cached(y, cache, layer, positions)
+                y = block.self_attention.cached(y, cache, layer, slots, mask)
             x = block.residual(x, y, block.norm1)
-            y = (block.norm2(x) if block.pre else x).reshape(batch, rows * length, -1)
+            y = block.norm2(x) if block.pre else x
             y, attention = block.cross_attention(y, *cross[layer], weights=weights)
-            x = block.residual(x, y.view_as(x), block.norm2)
+            x = block.residual(x, y, block.norm2)
             x = block.residual(x, block.mlp(block.norm3(x) if block.pre else x), block.norm3)
             if attention is not None:
                 maps.append(attention.view(batch, rows, length, -1))
