@@ -122,8 +122,8 @@ class TagTokens(nn.Module):
 
     def forward(self, features: Tensor, word_embedding: nn.Embedding) -> Tensor:
         """Feature map ``(B, C, h, w)`` -> tag tokens ``(B, 8, D)``."""
-        size = tuple((2 * side + 2) // 3 for side in features.shape[-2:])
-        stride = tuple(side - part for side, part in zip(features.shape[-2:], size, strict=True))
+        size = tuple((2 * side + 1) // 3 for side in features.shape[-2:])
+        stride = tuple(max(1, side - part) for side, part in zip(features.shape[-2:], size, strict=True))
         quarters = F.avg_pool2d(features, size, stride).flatten(2).transpose(1, 2)  # (B, 4, C)
         whole = features.mean((2, 3))
         top = self.classifier(whole).log_softmax(-1).topk(self.WHOLE)

@@ -1,0 +1,259 @@
+"""Images in, captions out: the one seam that the command line, the service, batches and evaluation use."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from captioner.attention import as_region_map, attention_box, token_maps, word_map
+from captioner.caption import Alternative, Caption, Word
+from captioner.checkpoint import Checkpoint
+from captioner.errors import CheckpointError, OptionsError
+from captioner.generation import DecodeRules, GenerationOptions, Hypothesis, generate, stream
+from captioner.image import ImageSource, decode_image
+from captioner.model import EncodedImages
+
+__all__ = ["Captioner", "PreparedImage", "StreamEvent"]
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A photo after all work that needs no model, ready for a batch.
+
+    Attributes:
+        pixel_values: ``(3, size, size)`` uint8 on the CPU.
+        width: pixels of the upright original.
+        height: likewise.
+        file: its path or name, if it has one.
+    """
+
+    pixel_values: Tensor
+    width: int
+    height: int
+    file: str | None
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A step of :meth:`Captioner.stream`.
+
+    Attributes:
+        text: what the caption so far goes on with; nothing can change it any more.
+        caption: the whole caption with the last event, else None.
+    """
+
+    text: str
+    caption: Caption | None = None
+
+
+class Captioner:
+    """A loaded model that captions photographs. Stateless in use: threads can share one.
+
+    Args:
+        checkpoint: the model, its tokenizer and its image processor.
+        name: shown in every caption.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
+        self.name = name
+        self.description = checkpoint.description
+        self._model = checkpoint.model
+        self._tokenizer = checkpoint.tokenizer
+        self._processor = checkpoint.processor
+        try:
+            self.default_options = GenerationOptions(**checkpoint.generation)
+        except (TypeError, OptionsError) as error:
+            raise CheckpointError(f"the generation defaults of {name} do not fit: {error}") from error
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._model.decoder.word_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type it computes in."""
+        return self._model.decoder.word_embedding.weight.dtype
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def prepare(
+        self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None
+    ) -> PreparedImage:
+        """Decode and resize one photo: CPU work that any thread may do.
+
+        Args:
+            image: a path, a file's bytes, a PIL image or a uint8 array.
+            name: shown as the caption's ``file`` and in errors; a path's is the path.
+            max_pixels: limit on the photo's pixels; None for the library's own.
+
+        Raises:
+            ImageError: the photo cannot be used.
+        """
+        limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+        photo = decode_image(image, name=name, min_side=self._processor.size, **limit)
+        return PreparedImage(self._processor(photo.pixels), photo.width, photo.height, photo.file)
+
+    def caption(
+        self,
+        images: Iterable[ImageSource],
+        options: GenerationOptions | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> list[Caption]:
+        """Caption photos, in order.
+
+        Args:
+            images: paths, bytes, PIL images or uint8 arrays; read one batch ahead at most.
+            options: None for the model's own defaults.
+            batch_size: photos in one forward pass.
+
+        Raises:
+            ImageError: a photo cannot be used; use :meth:`prepare` to go on past such.
+            OptionsError: the options do not suit this model.
+        """
+        if isinstance(images, str | bytes | os.PathLike):
+            raise TypeError("give a list of images, also for a single one")
+        source, captions = iter(images), []
+        while batch := [self.prepare(image) for image in islice(source, batch_size)]:
+            captions += self.caption_prepared(batch, options)
+        return captions
+
+    @torch.inference_mode()
+    def caption_prepared(
+        self, images: Sequence[PreparedImage], options: GenerationOptions | None = None
+    ) -> list[Caption]:
+        """Caption prepared photos in one batch. Raises OptionsError if the options do not suit this model."""
+        if not images:
+            return []
+        options = self.default_options if options is None else options
+        rules = self._rules(options)
+        encoded = self._encode(images)
+        found = generate(self._model.decoder, encoded.region_tokens, options, rules)
+        return self._captions(images, encoded, found, options, rules)
+
+    def stream(self, image: ImageSource, options: GenerationOptions | None = None) -> Iterator[StreamEvent]:
+        """Caption one photo, giving words as soon as they are decided; the last event has the whole caption.
+
+        Raises:
+            ImageError: the photo cannot be used.
+            OptionsError: the options do not suit this model.
+        """
+        return self.stream_prepared(self.prepare(image), options)
+
+    def stream_prepared(
+        self, image: PreparedImage, options: GenerationOptions | None = None
+    ) -> Iterator[StreamEvent]:
+        """:meth:`stream` for a prepared photo."""
+        options = self.default_options if options is None else options
+        rules = self._rules(options)
+        with torch.inference_mode():
+            encoded = self._encode([image])
+        # inference_mode is entered anew for each step: a generator must not leak it into its caller
+        steps = stream(self._model.decoder, encoded.region_tokens, options, rules)
+        prompt, token_ids, sent = rules.prompt_ids[len(self._tokenizer.config.start_ids) :], [], ""
+        while True:
+            with torch.inference_mode():
+                step = next(steps)
+                token_ids += step.token_ids
+                text = self._tokenizer.decode([*prompt, *token_ids])
+                if step.hypotheses:
+                    found = [list(step.hypotheses)]
+                    (caption,) = self._captions([image], encoded, found, options, rules)
+                    yield_text = caption.caption.removeprefix(sent)
+                else:  # the last word may still grow
+                    caption, yield_text = None, text[len(sent) : text.rfind(" ") + 1]
+            if yield_text or caption:
+                sent += yield_text
+                yield StreamEvent(yield_text, caption)
+            if caption:
+                return
+
+    def _rules(self, options: GenerationOptions) -> DecodeRules:
+        tokenizer, config = self._tokenizer, self._tokenizer.config
+        prompt = tokenizer.encode(options.prompt) if options.prompt else []
+        if config.unk_id is not None and config.unk_id in prompt:
+            raise OptionsError(f"the prompt {options.prompt!r} has words that {self.name} does not know")
+        bad_words = [tuple(tokenizer.encode(word)) for word in options.bad_words]
+        known = [ids for ids in bad_words if ids and config.unk_id not in ids]
+        return DecodeRules(
+            prompt_ids=(*config.start_ids, *prompt),
+            eos_id=config.eos_id,
+            pad_id=config.pad_id,
+            bad_words_ids=(*((token,) for token in config.never_ids), *known),
+        )
+
+    def _encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
+        pixels = torch.stack([image.pixel_values for image in images])
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        return self._model.encode(self._processor.normalize(pixels.to(self.device), self.dtype))
+
+    def _captions(
+        self,
+        images: Sequence[PreparedImage],
+        encoded: EncodedImages,
+        found: Sequence[Sequence[Hypothesis]],
+        options: GenerationOptions,
+        rules: DecodeRules,
+    ) -> list[Caption]:
+        maps: Sequence[Tensor | None] = [None] * len(images)
+        if options.attention:
+            best = [hypotheses[0].token_ids for hypotheses in found]
+            maps = token_maps(self._model.decoder, encoded, rules.prompt_ids, best, rules.pad_id)
+        prompt = rules.prompt_ids[len(self._tokenizer.config.start_ids) :]
+        return [
+            self._caption(image, hypotheses, prompt, attention)
+            for image, hypotheses, attention in zip(images, found, maps, strict=True)
+        ]
+
+    def _caption(
+        self,
+        image: PreparedImage,
+        hypotheses: Sequence[Hypothesis],
+        prompt: tuple[int, ...],
+        maps: Tensor | None,
+    ) -> Caption:
+        best, *others = [
+            Alternative(
+                caption=self._tokenizer.decode([*prompt, *hypothesis.token_ids]),
+                confidence=_confidence(hypothesis.logprobs),
+                logprob=sum(hypothesis.logprobs),
+            )
+            for hypothesis in hypotheses
+        ]
+        return Caption(
+            file=image.file,
+            model=self.name,
+            width=image.width,
+            height=image.height,
+            caption=best.caption,
+            confidence=best.confidence,
+            logprob=best.logprob,
+            words=tuple(self._words(image, hypotheses[0], maps)),
+            alternatives=tuple(others),
+        )
+
+    def _words(self, image: PreparedImage, hypothesis: Hypothesis, maps: Tensor | None) -> Iterator[Word]:
+        for span in self._tokenizer.words(hypothesis.token_ids):
+            logprobs = hypothesis.logprobs[span.start : span.stop]
+            word = Word(text=span.text, logprob=sum(logprobs), confidence=_confidence(logprobs))
+            if maps is not None:
+                attention = word_map(maps, span)
+                box = attention_box(attention, width=image.width, height=image.height)
+                word = replace(word, attention=as_region_map(attention), box=box)
+            yield word
+
+
+def _confidence(logprobs: Sequence[float]) -> float:
+    """exp(mean log-prob); 1 for nothing."""
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 1.0

@@ -1,0 +1,113 @@
+"""``load("default")``, a name, a directory -> a :class:`~captioner.captioner.Captioner` that is ready to use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from captioner.captioner import Captioner
+from captioner.checkpoint import load_checkpoint, read_config
+from captioner.errors import CheckpointError, DeviceError
+
+__all__ = ["ModelInfo", "list_models", "load", "resolve_device", "resolve_dtype"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model that :func:`load` finds by name.
+
+    Attributes:
+        name: what to give to :func:`load`.
+        path: its checkpoint directory.
+        description: one line.
+        megabytes: size of its weights on disk, in 10**6 bytes.
+    """
+
+    name: str
+    path: Path
+    description: str
+    megabytes: float
+
+
+def _folders() -> list[Path]:
+    """Where named checkpoints are: $CAPTIONER_WEIGHTS, then inside the package, then beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    given = os.environ.get("CAPTIONER_WEIGHTS")
+    return [*([Path(given)] if given else []), package / "weights", package.parent / "weights"]
+
+
+def list_models() -> tuple[ModelInfo, ...]:
+    """The models that can be loaded by name, the first of each name that is found."""
+    found: dict[str, ModelInfo] = {}
+    for folder in _folders():
+        for path in sorted(folder.glob("*/config.json")):
+            directory = path.parent
+            try:
+                description = str(read_config(directory).get("description", ""))
+            except CheckpointError:
+                continue
+            size = (directory / "model.safetensors").stat().st_size / 1e6
+            info = ModelInfo(name=directory.name, path=directory, description=description, megabytes=size)
+            found.setdefault(info.name, info)
+    return tuple(found.values())
+
+
+def load(
+    name_or_path: str | os.PathLike[str] = "default", *, device: str = "auto", dtype: str = "auto"
+) -> Captioner:
+    """Load a model.
+
+    Args:
+        name_or_path: a name that :func:`list_models` gives, or a checkpoint directory.
+        device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
+
+    Raises:
+        CheckpointError: there is no such model, or it is damaged.
+        DeviceError: this machine lacks the device, or the number type is unknown.
+    """
+    on = resolve_device(device)
+    number = resolve_dtype(dtype, on)
+    directory = Path(name_or_path)
+    models = {} if directory.is_dir() else {model.name: model for model in list_models()}
+    if str(name_or_path) in models:
+        directory = models[str(name_or_path)].path
+    elif not directory.is_dir():
+        known = ", ".join(models) or "none found"
+        raise CheckpointError(
+            f"no model {str(name_or_path)!r}: give a checkpoint directory or one of these names: {known}. "
+            "A Hugging Face model is converted once with `captioner convert`."
+        )
+    return Captioner(load_checkpoint(directory, device=on, dtype=number), name=directory.resolve().name)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a setting stands for. Raises DeviceError where this machine lacks it."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:N or mps") from error
+    lacking = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if lacking.get(chosen.type, chosen.type != "cpu"):
+        raise DeviceError(f"this machine has no {chosen.type}: use --device cpu or auto")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"this machine has {torch.cuda.device_count()} CUDA devices, so no {device}")
+    return chosen
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number type that a setting stands for. Raises DeviceError where it is unknown."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if dtype not in DTYPES:
+        raise DeviceError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]

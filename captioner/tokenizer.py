@@ -1,0 +1,145 @@
+"""tokenizer.json -> token ids -> words.
+
+One class serves word-level, WordPiece and byte-pair vocabularies: which tokens make up a word is read off
+the decoded text, not off a vocabulary's conventions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+__all__ = ["CaptionTokenizer", "TokenSpan", "TokenizerConfig", "train_word_tokenizer"]
+
+PAD, BOS, EOS, UNK = range(4)
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The ids with a meaning of their own.
+
+    Attributes:
+        start_ids: what every caption starts with; a prompt follows it.
+        eos_id: ends a caption.
+        pad_id: fills rows up in a batch.
+        unk_id: stands for a word outside the vocabulary.
+        never_ids: tokens that no caption may contain.
+    """
+
+    start_ids: tuple[int, ...] = (BOS,)
+    eos_id: int = EOS
+    pad_id: int = PAD
+    unk_id: int = UNK
+    never_ids: tuple[int, ...] = (PAD, BOS, UNK)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenizerConfig:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """A word and the half-open range of the tokens it came from."""
+
+    text: str
+    start: int
+    stop: int
+
+
+class CaptionTokenizer:
+    """Text to token ids and back."""
+
+    def __init__(self, tokenizer: Tokenizer, config: TokenizerConfig) -> None:
+        self._tokenizer = tokenizer
+        self.config = config
+
+    @classmethod
+    def from_file(cls, path: Path, config: TokenizerConfig) -> CaptionTokenizer:
+        """Read a ``tokenizer.json``. Raises Exception, as the tokenizers library does, if it is damaged."""
+        return cls(Tokenizer.from_file(str(path)), config)
+
+    def save(self, path: Path) -> None:
+        """Write a ``tokenizer.json``."""
+        self._tokenizer.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Words and special tokens."""
+        return self._tokenizer.get_vocab_size()
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, or None."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without start and end tokens."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens are left out."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text.strip()
+
+    def words(self, token_ids: Sequence[int]) -> list[TokenSpan]:
+        """The words of a caption, each with the tokens that it was decoded from.
+
+        A token belongs to the word in which the text that it adds ends; tokens that add nothing, such as the
+        end token, belong to none.
+        """
+        text = self.decode(token_ids)
+        ends = [len(self.decode(token_ids[:count])) for count in range(len(token_ids) + 1)]
+        spans = []
+        for match in re.finditer(r"\S+", text):
+            tokens = [
+                index
+                for index in range(len(token_ids))
+                if match.start() < ends[index + 1] <= match.end() and ends[index + 1] > ends[index]
+            ]
+            if tokens:
+                spans.append(TokenSpan(match.group(), tokens[0], tokens[-1] + 1))
+        return spans
+
+
+def train_word_tokenizer(captions: Iterable[str], *, min_count: int = 4) -> CaptionTokenizer:
+    """A word-level tokenizer over the words that occur at least ``min_count`` times.
+
+    Text is lower-cased and loses its punctuation, as the metrics of the field prescribe; clitics such as
+    ``'s`` are tokens of their own.
+    """
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(SPECIAL_TOKENS)}, "<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace("’", "'"),
+            normalizers.Replace(Regex(r"[^\p{L}\p{N}'-]+"), " "),
+            normalizers.Replace(Regex(r"\s+'s\b"), "'s"),
+            normalizers.Replace(Regex(r"(?<!\w)['-]+|['-]+(?!\w)"), " "),
+        ]
+    )
+    clitics = pre_tokenizers.Split(Regex(r"(?<=\w)(?:'s|n't|'re|'ve|'ll|'d|'m)$"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), clitics])
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    counts = Counter(word for caption in captions for word, _ in split(normalize(caption)))
+    kept = sorted(
+        (word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w)
+    )
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *kept])}
+    tokenizer.model = models.WordLevel(vocabulary, "<unk>")
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return CaptionTokenizer(tokenizer, TokenizerConfig())

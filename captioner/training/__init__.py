@@ -1,0 +1,1 @@
+"""Training: activation cache, cross-entropy, self-critical training, resumable state."""

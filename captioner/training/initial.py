@@ -1,0 +1,103 @@
+"""The untrained model: our architecture around ImageNet weights, with a vocabulary from the captions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from captioner.checkpoint import Checkpoint
+from captioner.decoder import DecoderConfig
+from captioner.errors import CheckpointError
+from captioner.image import ImageProcessor
+from captioner.model import CaptionModel, ModelConfig, RegionConfig
+from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
+from captioner.vision import BackboneConfig
+
+__all__ = ["initial_checkpoint"]
+
+EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 3, 3, 4, 4, 5, 1], "stem": 32}
+
+
+def initial_checkpoint(
+    captions: Sequence[str],
+    imagenet: Path,
+    *,
+    description: str,
+    image_size: int = 288,
+    width: int = 384,
+    region_layers: int = 1,
+    layers: int = 3,
+    dropout: float = 0.3,
+    max_positions: int = 48,
+) -> Checkpoint:
+    """A model with a trained backbone and an untrained rest.
+
+    Args:
+        captions: all training captions; words that occur four times make the vocabulary.
+        imagenet: what ``scripts/imagenet_weights.py`` wrote.
+        description: for ``captioner models``.
+        image_size: side of the square input in pixels.
+        width: channels of text and region tokens, a multiple of 64.
+        region_layers: self-attention layers over the region tokens.
+        layers: decoder blocks.
+        dropout: in both.
+        max_positions: longest sequence in tokens.
+
+    Raises:
+        CheckpointError: the ImageNet weights cannot be read or do not fit.
+    """
+    tokenizer = train_word_tokenizer(captions)
+    heads, mlp_width = width // 64, 4 * width
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            kind="efficientnet_lite", image_size=image_size, width=1280, options=EFFICIENTNET_LITE2
+        ),
+        regions=RegionConfig(
+            width=width, layers=region_layers, heads=heads, mlp_width=mlp_width, dropout=dropout, classes=1000
+        ),
+        decoder=DecoderConfig(
+            vocab_size=tokenizer.vocab_size,
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_width=mlp_width,
+            max_positions=max_positions,
+            region_width=width,
+            dropout=dropout,
+        ),
+    )
+    model = CaptionModel(config)
+    try:
+        with safe_open(imagenet, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            caption_words = json.loads(file.metadata()["caption_words"])
+        unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
+        missing = [name for name in model.backbone.state_dict() if f"backbone.{name}" not in tensors]
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{imagenet}: not the ImageNet weights of the encoder: {error}") from error
+    if unknown or missing:
+        raise CheckpointError(f"{imagenet} does not fit: unknown {unknown[:3]}, missing {missing[:3]}")
+    assert model.regions is not None
+    assert model.regions.tags is not None
+    model.regions.tags.head_words = head_word_ids(captions, caption_words, tokenizer)
+    processor = ImageProcessor(size=image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    return Checkpoint(model=model, tokenizer=tokenizer, processor=processor, description=description)
+
+
+def head_word_ids(
+    captions: Sequence[str], caption_words: Sequence[Sequence[str]], tokenizer: CaptionTokenizer
+) -> torch.Tensor:
+    """For each class the id of that of its words which captions use most; the unknown word where they use none."""
+    counts = Counter(token for caption in captions for token in tokenizer.encode(caption))
+    unknown = tokenizer.config.unk_id
+    counts.pop(unknown, None)
+    ids = []
+    for words in caption_words:
+        known = [token for word in words if (token := tokenizer.token_id(word)) is not None]
+        ids.append(max(known, key=lambda token: counts[token], default=unknown))
+    return torch.tensor(ids)

@@ -1,0 +1,364 @@
+"""`captioner train`: cross-entropy, then self-critical training, resumable after a kill.
+
+Each epoch ends with a validation by beam search and one atomically replaced ``state.safetensors``, so that a run
+that was killed goes on from its last finished epoch. The best weights by validation CIDEr are a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.coco import CocoCaptions
+from captioner.errors import DataError
+from captioner.evaluation.metrics import score
+from captioner.generation import DecodeRules, GenerationOptions, generate
+from captioner.model import CaptionModel
+from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
+from captioner.training.scst import SelfCritic
+
+__all__ = ["Progress", "TrainingOptions", "cross_entropy", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        epochs: passes of cross-entropy training over the main photo set.
+        scst_epochs: passes of self-critical training after it.
+        learning_rate: peak of the decoder's and region encoder's rate; cosine decay after a linear warm-up.
+        backbone_rate: factor on it for the backbone's trainable stages; 0 freezes them.
+        scst_rate: learning rate of self-critical training, constant.
+        frozen_stages: backbone stages that are never trained and whose output is cached.
+        views: augmented views of each training photo.
+        photos: photos of the main set in a batch, each with all its captions.
+        extra_photos: photos of the extra set beside them.
+        label_smoothing: probability spread over all words.
+        weight_decay: AdamW's, on matrices only.
+        ema: decay a step of the averaged weights that are validated and kept.
+        max_words: longer captions are cut.
+        num_beams: beams of the validation.
+        samples: captions sampled for each photo in self-critical training.
+        seed: of everything random.
+    """
+
+    epochs: int = 15
+    scst_epochs: int = 5
+    learning_rate: float = 5e-4
+    backbone_rate: float = 0.1
+    scst_rate: float = 2e-5
+    frozen_stages: int = 6
+    views: int = 4
+    photos: int = 32
+    extra_photos: int = 16
+    label_smoothing: float = 0.1
+    weight_decay: float = 0.05
+    ema: float = 0.998
+    max_words: int = 20
+    num_beams: int = 3
+    samples: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What the run tells its caller after each step and each validation.
+
+    Attributes:
+        phase: ``"cache"``, ``"xe"`` or ``"scst"``.
+        epoch: 1-based.
+        step: photos in phase ``"cache"``, else optimiser steps, done in this epoch.
+        steps: of how many.
+        images_per_second: over this epoch so far.
+        loss: running mean, or None.
+        scores: the validation's scores at the end of an epoch, or None.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float | None = None
+    scores: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoSet:
+    """A folder of photos and its captions."""
+
+    name: str
+    images: Path
+    coco: CocoCaptions
+
+    def files(self) -> list[Path]:
+        """The photos in order. Raises DataError if one is missing."""
+        files = [self.images / image.file_name for image in self.coco.images]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} photos are missing, for one {missing[0]}. Check the images folder."
+            )
+        return files
+
+
+def cross_entropy(
+    model: CaptionModel, batch: Batch, region_tokens: Tensor, *, label_smoothing: float
+) -> Tensor:
+    """Mean negative log-likelihood of the batch's captions given its photos' region tokens."""
+    cross = model.decoder.cross_cache(region_tokens)
+    hidden, _ = model.decoder(batch.input_ids, cross)
+    known = batch.targets != IGNORE
+    logits = model.decoder.logits(hidden[known])
+    return F.cross_entropy(logits.float(), batch.targets[known], label_smoothing=label_smoothing)
+
+
+def encode_together(model: CaptionModel, parts: tuple[Batch, ...], start: int) -> list[Tensor]:
+    """Region tokens of each part, from one pass of the encoder."""
+    activations = torch.cat([part.activations.float() for part in parts])
+    tokens = model.encode(activations, start=start).region_tokens
+    return list(tokens.split([len(part.photos) for part in parts]))
+
+
+class Trainer:
+    """The mutable state of a run: weights, their average, optimiser, and where it stands."""
+
+    def __init__(self, checkpoint: Checkpoint, options: TrainingOptions, output: Path) -> None:
+        self.checkpoint, self.options, self.output = checkpoint, options, output
+        self.model = checkpoint.model
+        self.device = next(self.model.parameters()).device
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=options.learning_rate, betas=(0.9, 0.98))
+        self.average = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        self.epoch, self.step, self.best = 0, 0, -1.0
+        config = checkpoint.tokenizer.config
+        self.rules = DecodeRules(
+            prompt_ids=config.start_ids,
+            eos_id=config.eos_id,
+            pad_id=config.pad_id,
+            bad_words_ids=tuple((token,) for token in config.never_ids),
+        )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        options = self.options
+        upper = {id(p) for p in self.model.backbone.stage_parameters(options.frozen_stages)}
+        lower = {id(p) for p in self.model.backbone.parameters()} - upper
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            trained = options.backbone_rate if id(parameter) in upper else 1.0
+            if id(parameter) in lower or trained == 0 or "classifier" in name:
+                parameter.requires_grad_(False)
+                continue
+            decay = options.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((trained, decay), []).append(parameter)
+        return [{"params": ps, "rate": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+
+    @property
+    def phase(self) -> str:
+        return "xe" if self.epoch < self.options.epochs else "scst"
+
+    def set_rate(self, steps_per_epoch: int) -> None:
+        """Linear warm-up over half an epoch, then cosine to 2 %; a constant rate in self-critical training."""
+        options = self.options
+        if self.phase == "scst":
+            rate = options.scst_rate
+        else:
+            warm = min(1.0, (self.step + 1) / max(1, steps_per_epoch // 2))
+            done = self.step / max(1, steps_per_epoch * options.epochs)
+            rate = (
+                options.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+
+    def update(self, loss: Tensor) -> None:
+        """One optimiser step, and the average follows."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            trained = [(self.average[n], p) for n, p in self.model.named_parameters() if p.requires_grad]
+            torch._foreach_lerp_([a for a, _ in trained], [p for _, p in trained], 1 - decay)
+
+    def exchange_weights(self) -> None:
+        """Swap the weights with their average; twice is as before."""
+        for name, parameter in self.model.named_parameters():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+    def save_state(self) -> None:
+        """Write everything a resumed run needs, in one file that is replaced at once."""
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        tensors |= {f"average.{n}": a for n, a in self.average.items() if f"model.{n}" in tensors}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        where = {"epoch": self.epoch, "step": self.step, "best": self.best, "options": asdict(self.options)}
+        partial = self.output / "state.safetensors.partial"
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, partial, {"run": json.dumps(where)}
+        )
+        os.replace(partial, self.output / "state.safetensors")
+
+    def load_state(self) -> bool:
+        """Go on from a saved state, where there is one."""
+        path = self.output / "state.safetensors"
+        if not path.exists():
+            return False
+        parameters = dict(self.model.named_parameters())
+        state: dict[int, dict[str, Tensor]] = {}
+        with safe_open(path, "pt") as file:
+            where = json.loads(file.metadata()["run"])
+            for key in file.keys():  # noqa: SIM118 - not a dictionary
+                kind, _, name = key.partition(".")
+                if kind == "model":
+                    parameters[name].data.copy_(file.get_tensor(key))
+                elif kind == "average":
+                    self.average[name].copy_(file.get_tensor(key))
+                else:
+                    index, _, part = name.partition(".")
+                    state.setdefault(int(index), {})[part] = file.get_tensor(key)
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
+        self.epoch, self.step, self.best = where["epoch"], where["step"], where["best"]
+        return True
+
+    def validate(self, coco: CocoCaptions, cache: ActivationCache) -> dict[str, float | None]:
+        """Scores of the averaged weights on the validation photos, by beam search; the best are kept."""
+        self.exchange_weights()
+        self.model.eval()
+        tokenizer, activations = self.checkpoint.tokenizer, cache.open(0)
+        options = GenerationOptions(num_beams=self.options.num_beams, max_length=self.options.max_words + 1)
+        hypotheses = {}
+        with torch.inference_mode():
+            for start in range(0, len(coco.images), 64):
+                part = torch.from_numpy(activations[start : start + 64].astype("float32"))
+                part = (part.permute(0, 3, 1, 2) if part.ndim == 4 else part).to(self.device)
+                encoded = self.model.encode(part, start=self.options.frozen_stages)
+                found = generate(self.model.decoder, encoded.region_tokens, options, self.rules)
+                for image, best in zip(coco.images[start : start + 64], found, strict=True):
+                    hypotheses[image.id] = tokenizer.decode(best[0].token_ids)
+        scores = score(coco.captions, hypotheses, meteor=False).to_dict()
+        cider = scores["cider"]
+        assert cider is not None
+        if cider > self.best:
+            self.best = cider
+            save_checkpoint(self.checkpoint, self.output)
+        self.exchange_weights()
+        return scores
+
+
+def build_caches(
+    sets: list[PhotoSet], views: list[int], trainer: Trainer, report: Callable[[Progress], None]
+) -> list[ActivationCache]:
+    """Compute the cached activations that are missing."""
+    caches = []
+    for photo_set, count in zip(sets, views, strict=True):
+        cache = ActivationCache(trainer.output / "activations", photo_set.name, count)
+        files = photo_set.files()
+        for view in range(count):
+            begun = time.perf_counter()
+            model, stages = trainer.model, trainer.options.frozen_stages
+            for done in cache.build(view, files, trainer.checkpoint.processor, model.backbone.eval(), stages):
+                speed = done / (time.perf_counter() - begun)
+                report(
+                    Progress(
+                        phase="cache", epoch=view + 1, step=done, steps=len(files), images_per_second=speed
+                    )
+                )
+        caches.append(cache)
+    return caches
+
+
+def train(
+    checkpoint: Checkpoint,
+    train_sets: list[PhotoSet],
+    validation: PhotoSet,
+    output: Path,
+    *,
+    options: TrainingOptions,
+    report: Callable[[Progress], None],
+) -> None:
+    """Train ``checkpoint.model`` on one main and at most one extra photo set; resumes what ``output`` holds."""
+    torch.manual_seed(options.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(checkpoint, options, output)
+    trainer.load_state()
+    views = [options.views] * len(train_sets) + [1]
+    *caches, validation_cache = build_caches([*train_sets, validation], views, trainer, report)
+    sizes = (options.photos, options.extra_photos)
+    sets = [
+        CaptionSet.build(
+            s.coco, checkpoint.tokenizer, cache, photos_per_batch=size, max_words=options.max_words
+        )
+        for s, cache, size in zip(train_sets, caches, sizes, strict=False)
+    ]
+    critic = SelfCritic(
+        train_sets[0].coco, checkpoint.tokenizer, trainer.rules, options.samples, options.max_words
+    )
+    while trainer.epoch < options.epochs + options.scst_epochs:
+        last = None
+        for last in _epoch(trainer, sets, critic):
+            report(last)
+        trainer.epoch += 1
+        scores = trainer.validate(validation.coco, validation_cache)
+        trainer.save_state()
+        assert last is not None
+        with (output / "metrics.jsonl").open("a") as log:
+            record = {"epoch": trainer.epoch, "phase": last.phase, "loss": last.loss, **scores}
+            log.write(json.dumps(record) + "\n")
+        report(Progress(**{**asdict(last), "scores": scores}))
+
+
+def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iterator[Progress]:
+    options, model = trainer.options, trainer.model
+    config = trainer.checkpoint.tokenizer.config
+    steps = len(sets[0]) // options.photos
+    total, begun = 0.0, time.perf_counter()
+    torch.manual_seed(options.seed + trainer.epoch)
+    stream = batches(sets, pad_id=config.pad_id, unk_id=config.unk_id, seed=options.seed + trainer.epoch)
+    for step, parts in enumerate(stream, 1):
+        trainer.set_rate(steps)
+        model.train()
+        main, *extra = parts
+        with torch.autocast(trainer.device.type, torch.bfloat16):
+            main_tokens, *extra_tokens = encode_together(model, parts, options.frozen_stages)
+            if trainer.phase == "scst":
+                loss = critic.loss(model, main, main_tokens)
+            else:
+                loss = cross_entropy(model, main, main_tokens, label_smoothing=options.label_smoothing)
+            for part, tokens in zip(extra, extra_tokens, strict=True):
+                share = (
+                    part.targets.shape[0]
+                    * part.targets.shape[1]
+                    / (main.targets.shape[0] * main.targets.shape[1])
+                )
+                loss = loss + share * cross_entropy(
+                    model, part, tokens, label_smoothing=options.label_smoothing
+                )
+        trainer.update(loss)
+        total += loss.item()
+        speed = step * sum(len(part.photos) for part in parts) / (time.perf_counter() - begun)
+        yield Progress(
+            phase=trainer.phase,
+            epoch=trainer.epoch + 1,
+            step=step,
+            steps=steps,
+            images_per_second=speed,
+            loss=total / step,
+        )
