@@ -1,0 +1,266 @@
+"""The command line, with a fake captioner where a model would only cost time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeCaptioner
+
+from captioner import GenerationOptions, list_models
+from captioner.caption import Caption
+from captioner.cli import main
+from captioner.errors import CheckpointError
+from captioner.image import Photo
+
+
+class Loads:
+    """A loader that gives one captioner, and remembers what it was asked for."""
+
+    def __init__(self, captioner: Any) -> None:
+        self.captioner = captioner
+        self.asked: list[tuple[str, str, str]] = []
+
+    def __call__(self, name_or_path: str, /, *, device: str, dtype: str) -> Any:
+        self.asked.append((name_or_path, device, dtype))
+        return self.captioner
+
+
+@pytest.fixture
+def fake() -> FakeCaptioner:
+    return FakeCaptioner()
+
+
+def run(fake: FakeCaptioner, *argv: str | Path) -> int:
+    return main([str(argument) for argument in argv], load=Loads(fake))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo_path: Path) -> Path:
+    """One good photograph, and things that are none."""
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "cut.jpg").write_bytes(photo_path.read_bytes()[:400])
+    (tmp_path / "album").mkdir()
+    return tmp_path
+
+
+def test_a_line_for_each_photo(fake, photo_path, capsys):
+    assert run(fake, "caption", photo_path, photo_path) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{photo_path}\ta photo 120 wide and 80 high\n" * 2
+    assert captured.err == ""
+
+
+def test_bad_files_are_reported_and_passed_over(fake, folder, capsys):
+    names = ["empty.jpg", "ball.jpg", "notes.txt", "missing.jpg", "cut.jpg", "ball.jpg", "album"]
+    assert run(fake, "caption", "--batch-size", "3", *[folder / name for name in names]) == 1
+    captured = capsys.readouterr()
+    assert [line.split("\t")[0] for line in captured.out.splitlines()] == [str(folder / "ball.jpg")] * 2
+    complaints = captured.err.splitlines()
+    bad = ["empty.jpg", "notes.txt", "missing.jpg", "cut.jpg", "album"]
+    assert [line.split(": ")[:2] for line in complaints] == [
+        ["captioner", str(folder / name)] for name in bad
+    ]
+    assert "captioner batch" in complaints[-1]
+    assert fake.batches == [1, 1]
+
+
+def test_json_has_every_caption_and_every_error(fake, folder, capsys):
+    assert (
+        run(fake, "caption", "--json", "--alternatives", "2", folder / "notes.txt", folder / "ball.jpg") == 1
+    )
+    error, record = map(json.loads, capsys.readouterr().out.splitlines())
+    assert error.keys() == {"file", "error"}
+    assert error["file"] == str(folder / "notes.txt")
+    assert Caption.from_dict(record).caption == "a photo 120 wide and 80 high"
+    assert [item["caption"] for item in record["alternatives"]] == ["another 0", "another 1"]
+    assert "attention" not in record["words"][0]
+
+
+def test_json_has_the_attention_on_request(fake, photo_path, capsys):
+    assert run(fake, "caption", "--json", "--attention", photo_path) == 0
+    word = json.loads(capsys.readouterr().out)["words"][0]
+    assert word["attention"][0] == [1, 0, 0, 0, 0, 0, 0]
+    assert word["box"] == [0, 0, 17, 11]
+
+
+def test_defaults_are_the_models(fake, photo_path):
+    assert run(fake, "caption", photo_path) == 0
+    assert run(fake, "caption", "--min-length", "3", photo_path) == 0
+    assert fake.options == [fake.default_options, replace(fake.default_options, min_length=3)]
+
+
+def test_every_option_arrives(fake, photo_path):
+    search = "--beams 5 --alternatives 4 --max-length 9 --min-length 2 --length-penalty 0.5 --early-stopping"
+    rules = "--repetition-penalty 1.5 --no-repeat-ngram 3 --bad-word dog --bad-word cat --attention"
+    assert run(fake, "caption", *search.split(), *rules.split(), "--prompt", "a photo of", photo_path) == 0
+    draw = "--sample --temperature 0.7 --top-k 9 --top-p 0.8 --seed 1"
+    assert run(fake, "caption", *draw.split(), photo_path) == 0
+    searched, drawn = fake.options
+    assert searched == GenerationOptions(
+        num_beams=5,
+        alternatives=4,
+        max_length=9,
+        min_length=2,
+        length_penalty=0.5,
+        early_stopping=True,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=3,
+        bad_words=("dog", "cat"),
+        attention=True,
+        prompt="a photo of",
+    )
+    draw_options = {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 1}
+    assert drawn == replace(fake.default_options, **draw_options)
+    changed = {
+        field.name
+        for field in fields(searched)
+        for options in fake.options
+        if getattr(options, field.name) != field.default
+    }
+    assert changed == {field.name for field in fields(searched)}, "an option that this test forgot"
+
+
+def test_the_model_is_loaded_as_asked(fake, photo_path):
+    load = Loads(fake)
+    assert main(["caption", str(photo_path)], load=load) == 0
+    argv = ["caption", "--model", "m", "--device", "cpu", "--dtype", "float16", str(photo_path)]
+    assert main(argv, load=load) == 0
+    assert load.asked == [("default", "auto", "auto"), ("m", "cpu", "float16")]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["caption"],
+        ["caption", "--beams", "three", "a.jpg"],
+        ["caption", "--batch-size", "0", "a.jpg"],
+        ["caption", "--heatmap", "map.gif", "a.jpg"],
+        ["caption", "--heatmap", "no/such/folder/map.png", "a.jpg"],
+        ["caption", "--no-such-option", "a.jpg"],
+        ["no-such-command"],
+    ],
+)
+def test_wrong_usage_is_refused_before_a_model_is_loaded(argv: Sequence[str], fake, capsys):
+    load = Loads(fake)
+    assert main(argv, load=load) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err
+    assert load.asked == []
+
+
+def test_options_out_of_range_are_wrong_usage(fake, photo_path, capsys):
+    assert run(fake, "caption", "--beams", "0", photo_path) == 2
+    assert capsys.readouterr().err.startswith("captioner: num_beams ")
+
+
+def test_an_error_of_the_library_is_one_line(photo_path, capsys):
+    def load(name_or_path: str, /, *, device: str, dtype: str) -> Any:
+        raise CheckpointError(f"there is no model {name_or_path!r}")
+
+    assert main(["caption", "--model", "x", str(photo_path)], load=load) == 1
+    assert capsys.readouterr().err == "captioner: there is no model 'x'\n"
+
+
+def test_heatmaps_are_written(fake, folder, capsys):
+    files = {folder / "map.png": b"\x89PNG", folder / "map.html": b"<!doctype html>"}
+    flags = [flag for file in files for flag in ("--heatmap", file)]
+    assert run(fake, "caption", *flags, folder / "ball.jpg", folder / "empty.jpg") == 1
+    said = capsys.readouterr().err
+    for file, magic in files.items():
+        assert file.read_bytes().startswith(magic)
+        assert str(file) in said
+    assert fake.options[0].attention
+
+
+def test_no_heatmap_of_nothing(fake, folder):
+    assert run(fake, "caption", "--heatmap", folder / "map.png", folder / "empty.jpg") == 1
+    assert not (folder / "map.png").exists()
+
+
+def test_heatmap_that_cannot_be_written_is_one_line(fake, photo_path, tmp_path, capsys):
+    (tmp_path / "map.png").mkdir()
+    assert run(fake, "caption", "--heatmap", tmp_path / "map.png", photo_path) == 1
+    assert capsys.readouterr().err.startswith("captioner: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a file name")
+def test_any_file_name_stays_on_its_line(fake, photo_path, capsys):
+    name = os.fsdecode(os.fsencode(photo_path.parent) + b"/a\tb\nc\xff\x1b.jpg")
+    photo_path.rename(name)
+    assert run(fake, "caption", name) == 0
+    assert run(fake, "caption", name, "--json") == 0
+    assert run(fake, "caption", f"{name}.missing") == 1
+    captured = capsys.readouterr()
+    line, record = captured.out.splitlines()
+    assert line.split("\t") == [rf"{photo_path.parent}/a\tb\nc\udcff\x1b.jpg", "a photo 120 wide and 80 high"]
+    assert json.loads(record)["file"] == name
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_malformed_files_by_the_hundred(fake, photo_path, tmp_path, capsys):
+    whole, paths = photo_path.read_bytes(), []
+    for number in range(300):
+        paths.append(tmp_path / f"{number}.jpg")
+        paths[-1].write_bytes(whole[: 3 * number // 2] if number % 2 else os.urandom(number))
+    assert run(fake, "caption", *paths) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split(": ")[1] for line in captured.err.splitlines()] == [str(path) for path in paths]
+
+
+def test_ctrl_c_ends_quietly(photo_path, capsys):
+    class Interrupted(FakeCaptioner):
+        def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+            raise KeyboardInterrupt
+
+    assert run(Interrupted(), "caption", photo_path) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_quietly(photo_path):
+    script = (
+        "import sys; from captioner.cli import main; from fakes import FakeCaptioner\n"
+        f"sys.exit(main(['caption'] + [{str(photo_path)!r}] * 3000, load=lambda name, **_: FakeCaptioner()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(str(photo_path))
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode != 0
+
+
+def test_help_and_version_need_no_torch():
+    script = (
+        "import sys; from captioner.cli import main\n"
+        "codes = [main(['--help']), main(['caption', '--help']), main(['--version'])]\n"
+        "print(codes, sorted({'PIL', 'numpy', 'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == [f"captioner {version('captioner')}", "[0, 0, 0] []"]
+
+
+def test_models_are_those_of_the_library(capsys):
+    assert main(["models"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    expected = [[model.name, str(model.path), model.description] for model in list_models()]
+    assert [[name, path, description] for name, _, path, description in lines] == expected
