@@ -15,9 +15,8 @@ from captioner.caption import Box, RegionMap
 from captioner.decoder import TextDecoder
 from captioner.image import region_box
 from captioner.model import EncodedImages
-from captioner.tokenizer import TokenSpan
 
-__all__ = ["as_region_map", "attention_box", "token_maps", "word_map"]
+__all__ = ["as_region_map", "attention_box", "token_maps"]
 
 BOX_THRESHOLD = 0.5
 """Cells of at least this share of the strongest one belong to a word's box, where they hang together."""
@@ -40,8 +39,8 @@ def token_maps(
         pad_id: fills shorter captions up.
 
     Returns:
-        For each image a ``(tokens, h, w)`` float32 tensor on the CPU; each map sums to 1. Attention to class and
-        tag tokens, which have no place in the image, is left out.
+        For each image a ``(tokens, h, w)`` float32 tensor on the CPU; each map sums to 1. Attention to class
+        and tag tokens, which have no place in the image, is left out.
     """
     longest = max(len(ids) for ids in token_ids)
     rows = [[*prompt_ids, *ids, *[pad_id] * (longest - len(ids))] for ids in token_ids]
@@ -51,11 +50,6 @@ def token_maps(
     attention = attention / attention.sum(-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny)
     grids = attention.unflatten(-1, encoded.grid).float().cpu()
     return [grid[: len(ids)] for grid, ids in zip(grids, token_ids, strict=True)]
-
-
-def word_map(maps: Tensor, span: TokenSpan) -> Tensor:
-    """The mean map ``(h, w)`` of the tokens of a word; sums to 1."""
-    return maps[span.start : span.stop].mean(0)
 
 
 def attention_box(attention: Tensor, *, width: int, height: int) -> Box:

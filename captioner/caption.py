@@ -76,7 +76,7 @@ class Caption:
         caption: the sentence.
         confidence: exp(mean token log-prob) over all generated tokens, in 0…1.
         logprob: natural log-probability of the generated tokens, the end token included.
-        words: the caption's words in order.
+        words: the words that the model wrote, in order; those of a prompt are not among them.
         alternatives: the next best captions, best first; as many as were asked for, or fewer.
     """
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from captioner.attention import as_region_map, attention_box, token_maps, word_map
+from captioner.attention import as_region_map, attention_box, token_maps
 from captioner.caption import Alternative, Caption, Word
 from captioner.checkpoint import Checkpoint
 from captioner.errors import CheckpointError, OptionsError
-from captioner.generation import DecodeRules, GenerationOptions, Hypothesis, generate, stream
+from captioner.generation import Decided, DecodeRules, GenerationOptions, Hypothesis, generate, stream
 from captioner.image import ImageSource, decode_image
 from captioner.model import EncodedImages
 
@@ -120,9 +121,12 @@ class Captioner:
         Raises:
             ImageError: a photo cannot be used; use :meth:`prepare` to go on past such.
             OptionsError: the options do not suit this model.
+            TypeError: ``images`` is a single photo.
         """
-        if isinstance(images, str | bytes | os.PathLike):
+        if isinstance(images, str | bytes | os.PathLike | Image) or getattr(images, "ndim", 4) < 4:
             raise TypeError("give a list of images, also for a single one")
+        if batch_size < 1:
+            raise OptionsError(f"batch_size must be at least 1, not {batch_size}")
         source, captions = iter(images), []
         while batch := [self.prepare(image) for image in islice(source, batch_size)]:
             captions += self.caption_prepared(batch, options)
@@ -158,12 +162,20 @@ class Captioner:
         rules = self._rules(options)
         with torch.inference_mode():
             encoded = self._encode([image])
-        # inference_mode is entered anew for each step: a generator must not leak it into its caller
         steps = stream(self._model.decoder, encoded.region_tokens, options, rules)
-        prompt, token_ids, sent = rules.prompt_ids[len(self._tokenizer.config.start_ids) :], [], ""
-        while True:
-            with torch.inference_mode():
-                step = next(steps)
+        return self._events(steps, image, encoded, options, rules)
+
+    def _events(
+        self,
+        steps: Iterator[Decided],
+        image: PreparedImage,
+        encoded: EncodedImages,
+        options: GenerationOptions,
+        rules: DecodeRules,
+    ) -> Iterator[StreamEvent]:
+        prompt, token_ids, sent = self._prompt(rules), [], ""
+        for step in steps:
+            with torch.inference_mode():  # anew for each step: a generator must not leak it into its caller
                 token_ids += step.token_ids
                 text = self._tokenizer.decode([*prompt, *token_ids])
                 if step.hypotheses:
@@ -175,15 +187,15 @@ class Captioner:
             if yield_text or caption:
                 sent += yield_text
                 yield StreamEvent(yield_text, caption)
-            if caption:
-                return
 
     def _rules(self, options: GenerationOptions) -> DecodeRules:
         tokenizer, config = self._tokenizer, self._tokenizer.config
-        prompt = tokenizer.encode(options.prompt) if options.prompt else []
-        if config.unk_id is not None and config.unk_id in prompt:
+        prompt = tokenizer.encode(options.prompt.strip())
+        if not {config.unk_id, config.eos_id, *config.never_ids}.isdisjoint(prompt):
             raise OptionsError(f"the prompt {options.prompt!r} has words that {self.name} does not know")
-        bad_words = [tuple(tokenizer.encode(word)) for word in options.bad_words]
+        # A byte-pair vocabulary spells a word differently at the start of a caption and after a space
+        spellings = [before + word.strip() for word in options.bad_words for before in ("", " ")]
+        bad_words = {tuple(tokenizer.encode(spelling)) for spelling in spellings}
         known = [ids for ids in bad_words if ids and config.unk_id not in ids]
         return DecodeRules(
             prompt_ids=(*config.start_ids, *prompt),
@@ -191,6 +203,10 @@ class Captioner:
             pad_id=config.pad_id,
             bad_words_ids=(*((token,) for token in config.never_ids), *known),
         )
+
+    def _prompt(self, rules: DecodeRules) -> tuple[int, ...]:
+        """The token ids of the prompt's text."""
+        return rules.prompt_ids[len(self._tokenizer.config.start_ids) :]
 
     def _encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
         pixels = torch.stack([image.pixel_values for image in images])
@@ -210,7 +226,7 @@ class Captioner:
         if options.attention:
             best = [hypotheses[0].token_ids for hypotheses in found]
             maps = token_maps(self._model.decoder, encoded, rules.prompt_ids, best, rules.pad_id)
-        prompt = rules.prompt_ids[len(self._tokenizer.config.start_ids) :]
+        prompt = self._prompt(rules)
         return [
             self._caption(image, hypotheses, prompt, attention)
             for image, hypotheses, attention in zip(images, found, maps, strict=True)
@@ -239,16 +255,21 @@ class Captioner:
             caption=best.caption,
             confidence=best.confidence,
             logprob=best.logprob,
-            words=tuple(self._words(image, hypotheses[0], maps)),
+            words=tuple(self._words(image, hypotheses[0], prompt, maps)),
             alternatives=tuple(others),
         )
 
-    def _words(self, image: PreparedImage, hypothesis: Hypothesis, maps: Tensor | None) -> Iterator[Word]:
-        for span in self._tokenizer.words(hypothesis.token_ids):
-            logprobs = hypothesis.logprobs[span.start : span.stop]
+    def _words(
+        self, image: PreparedImage, hypothesis: Hypothesis, prompt: tuple[int, ...], maps: Tensor | None
+    ) -> Iterator[Word]:
+        for span in self._tokenizer.words([*prompt, *hypothesis.token_ids]):
+            start, stop = max(0, span.start - len(prompt)), span.stop - len(prompt)
+            if stop <= 0:
+                continue  # a word of the prompt
+            logprobs = hypothesis.logprobs[start:stop]
             word = Word(text=span.text, logprob=sum(logprobs), confidence=_confidence(logprobs))
             if maps is not None:
-                attention = word_map(maps, span)
+                attention = maps[start:stop].mean(0)  # sums to 1, as its tokens' do
                 box = attention_box(attention, width=image.width, height=image.height)
                 word = replace(word, attention=as_region_map(attention), box=box)
             yield word

@@ -1,9 +1,11 @@
-"""A checkpoint directory: ``config.json``, ``model.safetensors``, ``tokenizer.json``; strict in both directions."""
+"""A checkpoint directory: ``config.json``, ``model.safetensors``, ``tokenizer.json``; strict both ways."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class Checkpoint:
         tokenizer: text to ids and back.
         processor: pixels to ``pixel_values``.
         description: one line for ``captioner models``.
-        generation: this model's own defaults of :class:`~captioner.generation.GenerationOptions`, by field name.
+        generation: this model's own defaults of :class:`~captioner.options.GenerationOptions`, by field name.
     """
 
     model: CaptionModel
@@ -44,7 +46,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint; the weights are replaced last and at once, so a killed run leaves the old or the new.
+    """Write a checkpoint; each file is replaced at once, the weights last, so a killed run damages none.
 
     Args:
         checkpoint: what to write.
@@ -64,15 +66,24 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, dtype: torch.dty
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in checkpoint.model.state_dict().items()
     }
-    checkpoint.tokenizer.save(directory / "tokenizer.json")
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    partial = directory / "model.safetensors.partial"
-    save_file(tensors, partial, {"format": "pt"})
-    os.replace(partial, directory / "model.safetensors")
+    with _replacing(directory / "tokenizer.json") as partial:
+        checkpoint.tokenizer.save(partial)
+    with _replacing(directory / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with _replacing(directory / "model.safetensors") as partial:
+        save_file(tensors, partial, {"format": "pt"})
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place if all goes well."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    os.replace(partial, path)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed ``config.json``. Raises CheckpointError if a file of the checkpoint is missing or damaged."""
+    """The parsed ``config.json``. Raises CheckpointError if it is damaged or a file is missing beside it."""
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -80,7 +91,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             "Give a directory written by `captioner train` or `captioner convert`."
         )
     try:
-        config = json.loads((directory / "config.json").read_text())
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         found = config["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory / 'config.json'} is damaged: {error!r}") from error
@@ -103,8 +114,11 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
             model = CaptionModel(model_config)
         processor = ImageProcessor.from_dict(config["image"])
         tokenizer_config = TokenizerConfig.from_dict(config["tokenizer"])
-        generation = dict(config["generation"])
-    except (KeyError, TypeError, ValueError) as error:
+        generation = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in config["generation"].items()
+        }
+    except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
         raise CheckpointError(f"{directory / 'config.json'} does not describe a model: {error!r}") from error
     try:
         tensors = load_file(directory / "model.safetensors", device=str(device))
@@ -119,11 +133,7 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
         tokenizer = CaptionTokenizer.from_file(directory / "tokenizer.json", tokenizer_config)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise CheckpointError(f"{directory / 'tokenizer.json'} is damaged: {error}") from error
-    if tokenizer.vocab_size > model_config.decoder.vocab_size:
-        raise CheckpointError(
-            f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, "
-            f"the model only {model_config.decoder.vocab_size}."
-        )
+    _check_fit(directory, model_config, tokenizer, processor)
     return Checkpoint(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -131,6 +141,25 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
         description=str(config.get("description", "")),
         generation=generation,
     )
+
+
+def _check_fit(
+    directory: Path, config: ModelConfig, tokenizer: CaptionTokenizer, processor: ImageProcessor
+) -> None:
+    words = config.decoder.vocab_size
+    if tokenizer.vocab_size > words:
+        raise CheckpointError(
+            f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {words}."
+        )
+    special = tokenizer.config
+    ids = {*special.start_ids, special.eos_id, special.pad_id, *special.never_ids}
+    if not special.start_ids or not ids <= set(range(words)):
+        raise CheckpointError(f"{directory / 'config.json'} has token ids that the model lacks: {special}.")
+    if processor.size != config.backbone.image_size:
+        raise CheckpointError(
+            f"{directory / 'config.json'} prepares images of {processor.size} pixels "
+            f"for a backbone that takes {config.backbone.image_size}."
+        )
 
 
 def _check_tensors(directory: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -141,8 +170,14 @@ def _check_tensors(directory: Path, expected: dict[str, Tensor], found: dict[str
         for name in expected.keys() & found.keys()
         if expected[name].shape != found[name].shape
     ]
+    problems += [
+        f"{name} holds {found[name].dtype}, not {expected[name].dtype}"
+        for name in expected.keys() & found.keys()
+        if expected[name].is_floating_point() != found[name].is_floating_point()
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{directory / 'model.safetensors'} does not fit config.json: {'; '.join(sorted(problems)[:3])}{more}."
+            f"{directory / 'model.safetensors'} does not fit config.json: "
+            f"{'; '.join(sorted(problems)[:3])}{more}."
         )

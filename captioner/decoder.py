@@ -8,7 +8,7 @@ are computed once per image. ``B`` images, ``N`` rows of text per image (beams, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 __all__ = ["CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
 
 Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class DecoderConfig:
         output_bias: a bias for each word of the output.
         eps: epsilon of the layer norms.
         dropout: probability with which training drops a channel.
+
+    Raises:
+        ValueError: the heads do not divide the width, or a choice is unknown.
     """
 
     vocab_size: int
@@ -50,10 +54,16 @@ class DecoderConfig:
     norm: Norm = "pre"
     embedding_norm: bool = False
     head_transform: bool = False
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    activation: Activation = "gelu"
     output_bias: bool = True
     eps: float = 1e-5
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm) or self.activation not in get_args(Activation):
+            raise ValueError(f"unknown norm {self.norm!r} or activation {self.activation!r}")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
 
 
 class KVCache:
@@ -173,7 +183,8 @@ class CrossAttention(nn.Module):
         if not weights:
             attended = F.scaled_dot_product_attention(q, keys, values)
             return self.out(attended.transpose(1, 2).flatten(2)), None
-        probs = (q @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(-1)
+        scaled = q * q.shape[-1] ** -0.5  # before the product, which could leave float16's range
+        probs = (scaled @ keys.transpose(-1, -2)).float().softmax(-1)
         attended = probs.to(values.dtype) @ values
         return self.out(attended.transpose(1, 2).flatten(2)), probs.mean(1)
 

@@ -1,4 +1,4 @@
-"""``load("default")``, a name, a directory -> a :class:`~captioner.captioner.Captioner` that is ready to use."""
+"""``load("default")``, a name, a directory -> a ready :class:`~captioner.captioner.Captioner`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelInfo:
 
 
 def _folders() -> list[Path]:
-    """Where named checkpoints are: $CAPTIONER_WEIGHTS, then inside the package, then beside it in a checkout."""
+    """Where named checkpoints are: $CAPTIONER_WEIGHTS, inside the package, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     given = os.environ.get("CAPTIONER_WEIGHTS")
     return [*([Path(given)] if given else []), package / "weights", package.parent / "weights"]
@@ -64,7 +64,7 @@ def load(
 
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory.
-        device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
@@ -74,7 +74,7 @@ def load(
     on = resolve_device(device)
     number = resolve_dtype(dtype, on)
     directory = Path(name_or_path)
-    models = {} if directory.is_dir() else {model.name: model for model in list_models()}
+    models = {model.name: model for model in list_models()}
     if str(name_or_path) in models:
         directory = models[str(name_or_path)].path
     elif not directory.is_dir():
@@ -96,8 +96,8 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise DeviceError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:N or mps") from error
-    lacking = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if lacking.get(chosen.type, chosen.type != "cpu"):
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(chosen.type):
         raise DeviceError(f"this machine has no {chosen.type}: use --device cpu or auto")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"this machine has {torch.cuda.device_count()} CUDA devices, so no {device}")

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class TokenizerConfig:
         start_ids: what every caption starts with; a prompt follows it.
         eos_id: ends a caption.
         pad_id: fills rows up in a batch.
-        unk_id: stands for a word outside the vocabulary.
+        unk_id: stands for a word outside the vocabulary; -1 where every text has tokens.
         never_ids: tokens that no caption may contain.
     """
 
@@ -71,7 +72,7 @@ class CaptionTokenizer:
         return cls(Tokenizer.from_file(str(path)), config)
 
     def save(self, path: Path) -> None:
-        """Write a ``tokenizer.json``."""
+        """Write it in the format of ``tokenizer.json``."""
         self._tokenizer.save(str(path))
 
     @property
@@ -100,14 +101,13 @@ class CaptionTokenizer:
         A token belongs to the word in which the text that it adds ends; tokens that add nothing, such as the
         end token, belong to none.
         """
-        text = self.decode(token_ids)
-        ends = [len(self.decode(token_ids[:count])) for count in range(len(token_ids) + 1)]
+        texts = [self.decode(token_ids[:count]) for count in range(len(token_ids) + 1)]
         spans = []
-        for match in re.finditer(r"\S+", text):
+        for match in re.finditer(r"\S+", texts[-1]):
             tokens = [
                 index
-                for index in range(len(token_ids))
-                if match.start() < ends[index + 1] <= match.end() and ends[index + 1] > ends[index]
+                for index, (before, after) in enumerate(pairwise(texts))
+                if match.start() < len(after) <= match.end() and after != before
             ]
             if tokens:
                 spans.append(TokenSpan(match.group(), tokens[0], tokens[-1] + 1))

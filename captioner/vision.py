@@ -43,7 +43,7 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """``run`` maps ``(B, 3, H, W)`` through its stages; the last gives ``(B, C, h, w)`` or ``(B, prefix + h*w, C)``.
+    """A chain of stages from ``(B, 3, H, W)`` to ``(B, C, h, w)`` or ``(B, prefix + h*w, C)``.
 
     Attributes:
         num_stages: how many stages the chain has.
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: the surplus of an odd padding goes to the right and bottom."""
+    """Convolution with TensorFlow's SAME padding: of an odd padding, right and bottom get the surplus."""
 
     def forward(self, x: Tensor) -> Tensor:
         k, s = self.kernel_size[0], self.stride[0]
