@@ -48,7 +48,7 @@ def token_maps(
     _, maps = decoder(input_ids, decoder.cross_cache(encoded.region_tokens), weights=True)
     attention = torch.stack(maps).mean(0)[:, 0, len(prompt_ids) - 1 :, encoded.grid_slice()]
     attention = attention / attention.sum(-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny)
-    grids = attention.unflatten(-1, encoded.grid).float().cpu()
+    grids = attention.reshape(*attention.shape[:2], *encoded.grid).float().cpu()
     return [grid[: len(ids)] for grid, ids in zip(grids, token_ids, strict=True)]
 
 

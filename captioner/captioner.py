@@ -173,11 +173,11 @@ class Captioner:
         options: GenerationOptions,
         rules: DecodeRules,
     ) -> Iterator[StreamEvent]:
-        prompt, token_ids, sent = self._prompt(rules), [], ""
+        token_ids, sent = list(self._prompt(rules)), ""
         for step in steps:
             with torch.inference_mode():  # anew for each step: a generator must not leak it into its caller
                 token_ids += step.token_ids
-                text = self._tokenizer.decode([*prompt, *token_ids])
+                text = self._tokenizer.decode(token_ids)
                 if step.hypotheses:
                     found = [list(step.hypotheses)]
                     (caption,) = self._captions([image], encoded, found, options, rules)

@@ -8,7 +8,7 @@ are computed once per image. ``B`` images, ``N`` rows of text per image (beams, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -230,7 +230,8 @@ class TextDecoder(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, config.width)
         self.embedding_norm = nn.LayerNorm(config.width, eps=config.eps) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
+        blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
+        self.blocks = cast("list[DecoderBlock]", blocks)  # a ModuleList has no type for what it holds
         self.final_norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else None
         self.transform = (
             nn.Sequential(

@@ -99,7 +99,8 @@ class RegionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), causal=False))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return out
 
 
 class TagTokens(nn.Module):
@@ -191,7 +192,7 @@ class CaptionModel(nn.Module):
             grid = (side, side)
         if self.regions is not None:
             if features.ndim == 3:
-                features = features[:, self.backbone.prefix :].transpose(1, 2).unflatten(2, grid)
+                features = features[:, self.backbone.prefix :].transpose(1, 2).reshape(len(x), -1, *grid)
             return EncodedImages(self.regions(features, self.decoder.word_embedding), grid, 0)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)

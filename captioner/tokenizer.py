@@ -47,7 +47,10 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenizerConfig:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)
