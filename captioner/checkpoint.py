@@ -20,7 +20,7 @@ from captioner.image import ImageProcessor
 from captioner.model import CaptionModel, ModelConfig
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_config", "save_checkpoint"]
+__all__ = ["Checkpoint", "check_tensors", "load_checkpoint", "read_config", "save_checkpoint"]
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -124,7 +124,7 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
         tensors = load_file(directory / "model.safetensors", device=str(device))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory / 'model.safetensors'} is damaged: {error}") from error
-    _check_tensors(directory, model.state_dict(), tensors)
+    check_tensors(directory, model.state_dict(), tensors)
     converted = {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()
     }
@@ -162,7 +162,8 @@ def _check_fit(
         )
 
 
-def _check_tensors(directory: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def check_tensors(directory: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise a CheckpointError that names tensors which are missing, unknown or of a wrong shape or type."""
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is unknown" for name in found.keys() - expected.keys()]
     problems += [

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
+__all__ = ["Activation", "CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh"]

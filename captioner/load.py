@@ -1,8 +1,9 @@
-"""``load("default")``, a name, a directory -> a ready :class:`~captioner.captioner.Captioner`."""
+"""A name, a directory or a model of the hub -> a ready :class:`~captioner.captioner.Captioner`."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 
 from captioner.captioner import Captioner
 from captioner.checkpoint import load_checkpoint, read_config
+from captioner.convert import is_hugging_face, read_hugging_face
 from captioner.errors import CheckpointError, DeviceError
 
 __all__ = ["ModelInfo", "list_models", "load", "resolve_device", "resolve_dtype"]
 
+HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -63,7 +66,8 @@ def load(
     """Load a model.
 
     Args:
-        name_or_path: a name that :func:`list_models` gives, or a checkpoint directory.
+        name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
+            checkpoint, a directory or ``owner/name`` on the hub, which is converted in memory each time.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
 
@@ -73,17 +77,20 @@ def load(
     """
     on = resolve_device(device)
     number = resolve_dtype(dtype, on)
-    directory = Path(name_or_path)
-    models = {model.name: model for model in list_models()}
-    if str(name_or_path) in models:
-        directory = models[str(name_or_path)].path
-    elif not directory.is_dir():
+    name, models = os.fspath(name_or_path), {model.name: model for model in list_models()}
+    directory = models[name].path if name in models else Path(name)
+    if directory.is_dir() and not is_hugging_face(directory):
+        return Captioner(load_checkpoint(directory, device=on, dtype=number), name=directory.resolve().name)
+    # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
+    if not directory.is_dir() and (not re.fullmatch(HUB_NAME, name) or directory.parent.is_dir()):
         known = ", ".join(models) or "none found"
         raise CheckpointError(
-            f"no model {str(name_or_path)!r}: give a checkpoint directory or one of these names: {known}. "
-            "A Hugging Face model is converted once with `captioner convert`."
+            f"no model {name!r}: give a checkpoint directory, a model of the Hugging Face hub as owner/name, "
+            f"or one of these names: {known}"
         )
-    return Captioner(load_checkpoint(directory, device=on, dtype=number), name=directory.resolve().name)
+    checkpoint = read_hugging_face(name)
+    checkpoint.model.to(on, number)
+    return Captioner(checkpoint, name=directory.resolve().name if directory.is_dir() else name)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -1,0 +1,349 @@
+"""Hugging Face checkpoints -> ours: BLIP, and ViT encoders with GPT-2 decoders.
+
+Nothing of `transformers` runs but its configuration classes, which know the defaults that a ``config.json``
+leaves out. Weights are read from safetensors alone, under the names that they have on disk, which all
+versions of `transformers` share.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
+from captioner.convert.tensors import BLIP, VIT_GPT2, our_tensors
+from captioner.decoder import Activation, DecoderConfig
+from captioner.errors import CheckpointError
+from captioner.image import ImageProcessor
+from captioner.model import CaptionModel, ModelConfig
+from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
+from captioner.vision import BackboneConfig
+
+__all__ = ["convert", "is_hugging_face", "read_hugging_face"]
+
+SUPPORTED = (
+    "BlipForConditionalGeneration (such as Salesforce/blip-image-captioning-base) and "
+    "VisionEncoderDecoderModel with a ViT encoder and a GPT-2 decoder (such as "
+    "nlpconnect/vit-gpt2-image-captioning)"
+)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+RESAMPLE: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a checkpoint's configuration says of it, in our terms."""
+
+    model: ModelConfig
+    names: Mapping[str, str]
+    start_id: int
+    eos_id: int
+    pad_id: int
+    image: Mapping[str, Any]  # what the image processor does where its own file does not say
+
+
+def convert(source: str | os.PathLike[str], destination: Path) -> Checkpoint:
+    """Write a Hugging Face checkpoint in our format, in the number type that it has.
+
+    Args:
+        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``.
+        destination: a directory that does not exist or is empty.
+
+    Raises:
+        CheckpointError: as :func:`read_hugging_face`, or the destination has files.
+    """
+    if destination.exists() and any(destination.iterdir()):
+        raise CheckpointError(f"{destination} is not empty: give a new directory to write to")
+    checkpoint = read_hugging_face(source)
+    dtype = checkpoint.model.decoder.word_embedding.weight.dtype
+    save_checkpoint(checkpoint, destination, dtype=dtype)
+    return checkpoint
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a directory holds a Hugging Face checkpoint rather than one of ours."""
+    path = directory / "config.json"
+    return path.is_file() and "model_type" in _read_json(path)
+
+
+def read_hugging_face(source: str | os.PathLike[str]) -> Checkpoint:
+    """Read a Hugging Face checkpoint, whose captions will be those of ``transformers``' ``generate``.
+
+    Settings of ``generation_config.json`` become the model's own defaults, but for ``repetition_penalty``,
+    which means something else here.
+
+    Args:
+        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``, which is
+            downloaded where the hub's cache lacks it.
+
+    Returns:
+        A checkpoint on the CPU, in the number type of its files.
+
+    Raises:
+        CheckpointError: it cannot be fetched or read, or is of a kind that is not supported.
+    """
+    directory, name = Path(source), str(source)
+    if directory.is_dir():
+        name = directory.resolve().name
+    else:
+        directory = _download(name)
+    raw = _read_json(directory / "config.json")
+    generation = _read_json(directory / "generation_config.json", optional=True)
+    try:
+        shape = _shape(raw, generation)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} cannot be converted: {error}. Supported: {SUPPORTED}.") from error
+    except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
+        raise CheckpointError(f"{directory / 'config.json'} does not describe a model: {error!r}") from error
+    tensors = our_tensors(_read_tensors(directory), shape.names, shape.model)
+    with torch.device("meta"):
+        model = CaptionModel(shape.model)
+    check_tensors(directory, model.state_dict(), tensors)
+    model.load_state_dict(tensors, assign=True)
+    return Checkpoint(
+        model=model.eval().requires_grad_(False),
+        tokenizer=_tokenizer(directory, shape),
+        processor=_processor(directory, shape),
+        description=f"{name}, {raw['model_type']} in Hugging Face's format",
+        generation=_generation(generation, shape.model.decoder.max_positions),
+    )
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.partition("@")
+    try:
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
+        )
+    except Exception as error:  # of the hub's library, its HTTP client's, or the operating system
+        raise CheckpointError(
+            f"there is no directory {source}, and the Hugging Face hub does not give a model of that name: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    return data
+
+
+def _shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> _Shape:
+    """Raises CheckpointError, with a phrase, for what is not supported, and anything for what is damaged."""
+    kind = raw.get("model_type")
+    architectures = raw.get("architectures") or ["BlipForConditionalGeneration", "VisionEncoderDecoderModel"]
+    if kind == "blip" and "BlipForConditionalGeneration" in architectures:
+        return _blip_shape(raw)
+    if kind == "vision-encoder-decoder" and "VisionEncoderDecoderModel" in architectures:
+        parts = tuple(raw[part]["model_type"] for part in ("encoder", "decoder"))
+        if parts == ("vit", "gpt2"):
+            return _vit_gpt2_shape(raw, generation)
+        raise CheckpointError(f"its encoder is {parts[0]!r} and its decoder {parts[1]!r}")
+    raise CheckpointError(f"it is {' or '.join(raw.get('architectures') or [repr(kind)])}")
+
+
+def _blip_shape(raw: Mapping[str, Any]) -> _Shape:
+    from transformers import BlipConfig
+
+    config: Any = BlipConfig.from_dict(dict(raw))
+    vision, text = config.vision_config, config.text_config
+    if text.hidden_act != "gelu":
+        raise CheckpointError(f"its decoder's activation is {text.hidden_act!r}")
+    decoder = DecoderConfig(
+        vocab_size=text.vocab_size,
+        width=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        mlp_width=text.intermediate_size,
+        max_positions=text.max_position_embeddings,
+        region_width=vision.hidden_size,
+        norm="post",
+        embedding_norm=True,
+        head_transform=True,
+        eps=text.layer_norm_eps,
+    )
+    return _Shape(
+        model=ModelConfig(backbone=_vit(vision), regions=None, decoder=decoder),
+        names=BLIP,
+        start_id=text.bos_token_id,
+        eos_id=text.sep_token_id,
+        pad_id=text.pad_token_id,
+        image={"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": 3},
+    )
+
+
+def _vit_gpt2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> _Shape:
+    from transformers import VisionEncoderDecoderConfig
+
+    config: Any = VisionEncoderDecoderConfig.from_dict(dict(raw))
+    vision, text = config.encoder, config.decoder
+    if text.activation_function not in ACTIVATIONS:
+        raise CheckpointError(f"its decoder's activation is {text.activation_function!r}")
+    if text.scale_attn_by_inverse_layer_idx or not text.scale_attn_weights:
+        raise CheckpointError("its decoder scales attention in an unusual way")
+    decoder = DecoderConfig(
+        vocab_size=text.vocab_size,
+        width=text.n_embd,
+        layers=text.n_layer,
+        heads=text.n_head,
+        mlp_width=text.n_inner or 4 * text.n_embd,
+        max_positions=text.n_positions,
+        region_width=vision.hidden_size,
+        activation=ACTIVATIONS[text.activation_function],
+        output_bias=False,
+        eps=text.layer_norm_epsilon,
+    )
+
+    def token_id(name: str) -> int | None:
+        places = (generation.get(name), raw.get(name), getattr(text, name, None))
+        ids = next((found for found in places if found is not None), None)
+        if not isinstance(ids, list):
+            return ids
+        if len(ids) != 1:
+            raise CheckpointError(f"it has several tokens for {name}: {ids}")
+        return int(ids[0])
+
+    start, eos, pad = (token_id(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
+    start = token_id("bos_token_id") if start is None else start
+    if start is None or eos is None:
+        raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
+    return _Shape(
+        model=ModelConfig(backbone=_vit(vision), regions=None, decoder=decoder),
+        names=VIT_GPT2,
+        start_id=start,
+        eos_id=eos,
+        pad_id=eos if pad is None else pad,
+        image={"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 2},
+    )
+
+
+def _vit(config: Any) -> BackboneConfig:
+    """The backbone that a ``ViTConfig`` or a ``BlipVisionConfig`` describes."""
+    if config.hidden_act != "gelu":
+        raise CheckpointError(f"its encoder's activation is {config.hidden_act!r}")
+    if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int):
+        raise CheckpointError(
+            f"its images are {config.image_size} and its patches {config.patch_size} pixels"
+        )
+    options = {
+        "patch_size": config.patch_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "eps": config.layer_norm_eps,
+    }
+    return BackboneConfig(kind="vit", image_size=config.image_size, width=config.hidden_size, options=options)
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    index = _read_json(directory / "model.safetensors.index.json", optional=True)
+    files = sorted({Path(name).name for name in index.get("weight_map", {}).values()}) or [
+        "model.safetensors"
+    ]
+    missing = [name for name in files if not (directory / name).is_file()]
+    if missing and any(directory.glob("pytorch_model*.bin")):
+        raise CheckpointError(
+            f"{directory} has its weights in pytorch_model.bin only. That is a pickle, which can run any "
+            "code when it is opened, so it is never read. On the hub, give the revision of a pull request "
+            "that adds model.safetensors (owner/name@refs/pr/N); or, where you trust the file, open it with "
+            "from_pretrained of the model's class in `transformers` and write it anew with save_pretrained."
+        )
+    if missing:
+        raise CheckpointError(f"{directory} is not a complete checkpoint: {', '.join(missing)} missing")
+    try:
+        parts = [load_file(directory / name) for name in files]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"the weights of {directory} are damaged: {error}") from error
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def _tokenizer(directory: Path, shape: _Shape) -> CaptionTokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json: write one there with the tokenizer's save_pretrained "
+            "of `transformers`"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+    config = TokenizerConfig(
+        start_ids=(shape.start_id,),
+        eos_id=shape.eos_id,
+        pad_id=shape.pad_id,
+        unk_id=-1 if unknown_id is None else unknown_id,
+        never_ids=(),
+    )
+    return CaptionTokenizer(tokenizer, config)
+
+
+def _processor(directory: Path, shape: _Shape) -> ImageProcessor:
+    """From the file of the image processor, or that of all processors, which newer versions write."""
+    found = _read_json(directory / "preprocessor_config.json", optional=True)
+    found = found or _read_json(directory / "processor_config.json", optional=True).get("image_processor", {})
+    settings = {**shape.image, **{key: value for key, value in found.items() if value is not None}}
+    side = shape.model.backbone.image_size
+    usual = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
+    odd = [key for key, value in usual.items() if settings.get(key, value) != value]
+    if settings.get("size", side) not in (side, {"height": side, "width": side}):
+        odd.append("size")
+    if settings["resample"] not in RESAMPLE:
+        odd.append("resample")
+    if not math.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255):
+        odd.append("rescale_factor")
+    if odd:
+        values = ", ".join(f"{key} {settings[key]}" for key in odd)
+        raise CheckpointError(
+            f"the image processor of {directory} has {values}, which is not supported: "
+            f"photos are squashed to {side} × {side} pixels and normalised"
+        )
+    return ImageProcessor(
+        size=side,
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+        resample=RESAMPLE[settings["resample"]],
+    )
+
+
+def _generation(settings: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
+    """Our defaults from ``generation_config.json``; its lengths count the start token as well."""
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
+    options = {name: settings[name] for name in names if settings.get(name) is not None}
+    if settings.get("early_stopping") is True:
+        options["early_stopping"] = True
+    if settings.get("min_length"):
+        options["min_length"] = settings["min_length"] - 1
+    longest = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
+    if longest > 0:
+        options["max_length"] = min(longest, max_positions)
+    return options

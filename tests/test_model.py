@@ -1,0 +1,260 @@
+"""The model: configuration, region and tag tokens, and a decoder that sees what it may and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_checkpoint
+from torch import Tensor, nn
+
+from captioner.decoder import DecoderConfig, KVCache, TextDecoder
+from captioner.model import CaptionModel, ModelConfig, RegionConfig, TagTokens
+from captioner.vision import BackboneConfig
+
+VIT = BackboneConfig(
+    kind="vit",
+    image_size=32,
+    width=24,
+    options={"patch_size": 8, "layers": 1, "heads": 2, "mlp_width": 32},
+)
+DECODER = DecoderConfig(
+    vocab_size=20, width=16, layers=2, heads=2, mlp_width=32, max_positions=16, region_width=12
+)
+VARIANTS = {
+    "ours": DECODER,
+    "gpt2": replace(DECODER, activation="gelu_tanh", output_bias=False),
+    "bert": replace(DECODER, norm="post", embedding_norm=True, head_transform=True, eps=1e-12),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def decoder(request: pytest.FixtureRequest) -> TextDecoder:
+    return random_decoder(VARIANTS[request.param])
+
+
+def random_decoder(config: DecoderConfig) -> TextDecoder:
+    torch.manual_seed(0)
+    decoder = TextDecoder(config).eval()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return decoder
+
+
+def random_ids(*shape: int) -> Tensor:
+    return torch.randint(0, DECODER.vocab_size, shape)
+
+
+def scores(decoder: TextDecoder, ids: Tensor, region_tokens: Tensor) -> Tensor:
+    return decoder.logits(decoder(ids, decoder.cross_cache(region_tokens))[0])
+
+
+def test_configuration_goes_to_json_and_back():
+    config = tiny_checkpoint().model.config
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    bare = replace(config, regions=None)
+    assert ModelConfig.from_dict(json.loads(json.dumps(bare.to_dict()))) == bare
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"colour": 1},
+        {"decoder": {"vocab_size": 5}},
+        {"regions": {"width": 5, "depth": 3}},
+        {"backbone": None},
+    ],
+)
+def test_a_configuration_with_missing_or_unknown_keys_is_refused(change: dict[str, Any]):
+    with pytest.raises(TypeError):
+        ModelConfig.from_dict({**tiny_checkpoint().model.config.to_dict(), **change})
+
+
+@pytest.mark.parametrize("change", [{"norm": "none"}, {"activation": "relu"}, {"heads": 3}])
+def test_a_decoder_that_cannot_be_is_refused(change: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"norm|heads"):
+        replace(DECODER, **change)
+
+
+@torch.inference_mode()
+def test_a_token_depends_on_those_before_it_alone(decoder: TextDecoder):
+    ids, region_tokens = random_ids(2, 3, 7), torch.randn(2, 5, 12)
+    before = scores(decoder, ids, region_tokens)
+    changed = ids.clone()
+    changed[1, 2, 4] = (ids[1, 2, 4] + 1) % DECODER.vocab_size
+    after = scores(decoder, changed, region_tokens)
+    same = (before - after).abs().amax(-1) < 1e-5
+    expected = torch.ones(2, 3, 7, dtype=torch.bool)
+    expected[1, 2, 4:] = False
+    assert same.equal(expected)
+
+
+@torch.inference_mode()
+def test_a_text_depends_on_its_own_image_alone(decoder: TextDecoder):
+    ids, region_tokens = random_ids(2, 3, 7), torch.randn(2, 5, 12)
+    before = scores(decoder, ids, region_tokens)
+    region_tokens[1, 4] += 1
+    after = scores(decoder, ids, region_tokens)
+    torch.testing.assert_close(after[0], before[0])
+    assert ((after[1] - before[1]).abs().amax(-1) > 1e-5).all()
+
+
+@torch.inference_mode()
+def test_cross_attention_takes_keys_and_values_from_the_regions():
+    """With the text's part in the queries switched off, every token sees the plain mean of the values."""
+    decoder = random_decoder(replace(DECODER, layers=1))
+    cross = decoder.blocks[0].cross_attention
+    cross.q.weight.zero_()
+    cross.q.bias.zero_()
+    region_tokens = torch.randn(1, 5, 12)
+    out, maps = cross(torch.randn(1, 4, 16), *cross.keys_values(region_tokens), weights=True)
+    mean = region_tokens.mean(1) @ cross.kv.weight[16:].T + cross.kv.bias[16:]
+    torch.testing.assert_close(out, cross.out(mean)[:, None].expand(1, 4, 16))
+    torch.testing.assert_close(maps, torch.full((1, 4, 5), 0.2))
+
+
+@torch.inference_mode()
+def test_asking_for_the_attention_changes_nothing_else(decoder: TextDecoder):
+    ids, cross = random_ids(2, 3, 7), decoder.cross_cache(torch.randn(2, 5, 12))
+    plain, none = decoder(ids, cross)
+    hidden, maps = decoder(ids, cross, weights=True)
+    assert none == []
+    torch.testing.assert_close(hidden, plain)
+    assert [tuple(layer.shape) for layer in maps] == [(2, 3, 7, 5)] * 2
+    torch.testing.assert_close(torch.stack(maps).sum(-1), torch.ones(2, 2, 3, 7))
+
+
+@torch.inference_mode()
+def test_cached_steps_give_what_one_pass_gives(decoder: TextDecoder):
+    """Rows exchange their histories after every token, as beams do, and an image leaves the batch."""
+    images, rows, prompt, length = 3, 4, 2, 8
+    region_tokens, opening = torch.randn(images, 5, 12), random_ids(images, 1, prompt)
+    cross = decoder.cross_cache(region_tokens)
+    cache = KVCache(
+        decoder.config, images=images, rows=rows, prompt=prompt, length=length, like=region_tokens
+    )
+    hidden, _ = decoder(opening, cross, cache=cache, positions=torch.arange(prompt))
+    texts = opening.expand(-1, rows, -1)
+    assert_last(decoder, texts, region_tokens, hidden[:, :, -1:].expand(-1, rows, -1, -1))
+    for position in range(prompt, length):
+        if position == 5:
+            kept = torch.tensor([2, 0])
+            region_tokens, texts = region_tokens[kept], texts[kept]
+            cross = [(keys[kept], values[kept]) for keys, values in cross]
+            cache.keep(kept)
+        parents = torch.randint(0, rows, (len(texts), rows))
+        texts = texts.gather(1, parents[..., None].expand_as(texts))
+        if position > prompt:
+            cache.follow(parents)
+        ids = random_ids(len(texts), rows, 1)
+        texts = torch.cat([texts, ids], dim=-1)
+        hidden, _ = decoder(ids, cross, cache=cache, positions=torch.tensor([position]))
+        assert_last(decoder, texts, region_tokens, hidden)
+
+
+def assert_last(decoder: TextDecoder, texts: Tensor, region_tokens: Tensor, hidden: Tensor) -> None:
+    whole, _ = decoder(texts, decoder.cross_cache(region_tokens))
+    torch.testing.assert_close(hidden, whole[:, :, -1:])
+
+
+def tag_tokens(classes: int = 10, features: int = 6, width: int = 4) -> tuple[TagTokens, nn.Embedding]:
+    torch.manual_seed(0)
+    config = RegionConfig(width=width, layers=1, heads=1, mlp_width=4, classes=classes)
+    tags, words = TagTokens(features, config), nn.Embedding(30, width)
+    tags.head_words = torch.randint(0, 30, (classes,))
+    nn.init.normal_(tags.score)
+    return tags.eval(), words
+
+
+@torch.inference_mode()
+def test_a_tag_token_is_its_classs_word_and_what_was_learned_of_the_class():
+    tags, words = tag_tokens()
+    features = torch.zeros(1, 6, 3, 3)
+    tags.classifier.weight.zero_()
+    tags.classifier.bias.copy_(torch.arange(10) * 50.0)  # class 9 for certain, then 8, 7 and 6
+    tokens = tags(features, words)
+    for index, found in enumerate([9, 8, 7, 6, 9, 9, 9, 9]):
+        probability = 1.0 if found == 9 else 0.0
+        expected = words.weight[tags.head_words[found]] + tags.class_embedding.weight[found]
+        torch.testing.assert_close(tokens[0, index], expected + probability * tags.score)
+
+
+@torch.inference_mode()
+def test_a_thing_in_a_corner_is_the_tag_of_its_quarter_alone():
+    tags, words = tag_tokens()
+    tags.classifier.weight.zero_()
+    tags.classifier.weight[3, 0] = 1000.0
+    tags.classifier.bias.zero_()
+    tags.classifier.bias[5] = 10.0  # what a photo shows where nothing else is
+    features = torch.zeros(1, 6, 9, 9)
+    features[0, 0, 8, 0] = 1.0  # bottom left
+    tokens = tags(features, words)
+    quarters = [
+        int((tokens[0, 4 + i] - words(tags.head_words) - tags.class_embedding.weight - tags.score)
+            .abs().sum(-1).argmin())
+        for i in range(4)
+    ]  # fmt: skip
+    assert quarters == [5, 5, 3, 5]
+
+
+@pytest.mark.parametrize("side", range(2, 13))
+@torch.inference_mode()
+def test_a_photo_has_eight_tags_whatever_its_grid(side: int):
+    tags, words = tag_tokens()
+    assert tags(torch.randn(2, 6, side, side), words).shape == (2, 8, 4)
+
+
+@torch.inference_mode()
+def test_grid_tokens_come_row_by_row_and_tags_last():
+    model = tiny_checkpoint().model
+    encoded = model.encode(torch.randn(2, 3, 96, 96))
+    assert encoded.grid == (3, 3)
+    assert encoded.region_tokens.shape == (2, 9 + 8, 16)
+    assert encoded.grid_slice() == slice(0, 9)
+    assert model.regions is not None
+    features = torch.randn(1, 24, 2, 3)
+    seen: list[Tensor] = []
+    model.regions.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model.regions(features, model.decoder.word_embedding)
+    for row in range(2):
+        for column in range(3):
+            expected = model.regions.project(model.regions.norm(features[0, :, row, column]))
+            expected = expected + model.regions.rows.weight[row] + model.regions.columns.weight[column]
+            torch.testing.assert_close(seen[0][0, row * 3 + column], expected)
+
+
+@torch.inference_mode()
+def test_a_vision_transformers_tokens_pass_through_where_there_is_no_region_encoder():
+    torch.manual_seed(0)
+    model = CaptionModel(ModelConfig(backbone=VIT, regions=None, decoder=replace(DECODER, region_width=24)))
+    pixel_values = torch.randn(2, 3, 32, 32)
+    encoded = model.encode(pixel_values)
+    assert (encoded.grid, encoded.prefix, encoded.grid_slice()) == ((4, 4), 1, slice(1, 17))
+    torch.testing.assert_close(encoded.region_tokens, model.backbone.run(pixel_values))
+
+
+@torch.inference_mode()
+def test_a_region_encoder_takes_a_vision_transformers_patches_without_the_class_token():
+    torch.manual_seed(0)
+    regions = RegionConfig(width=12, layers=1, heads=2, mlp_width=16)
+    model = CaptionModel(ModelConfig(backbone=VIT, regions=regions, decoder=DECODER)).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    encoded = model.encode(pixel_values)
+    assert (encoded.grid, encoded.prefix, encoded.grid_slice()) == ((4, 4), 0, slice(0, 16))
+    patches = model.backbone.run(pixel_values)[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4)
+    assert model.regions is not None
+    expected = model.regions(patches, model.decoder.word_embedding)
+    torch.testing.assert_close(encoded.region_tokens, expected)
+
+
+@torch.inference_mode()
+def test_encoding_may_start_from_the_output_of_the_lower_stages():
+    model = tiny_checkpoint().model
+    pixel_values = torch.randn(2, 3, 64, 64)
+    below = model.backbone.run(pixel_values, 0, 6)
+    torch.testing.assert_close(
+        model.encode(below, start=6).region_tokens, model.encode(pixel_values).region_tokens
+    )
