@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,25 +94,26 @@ class CaptionTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
+        return self._decode(token_ids).strip()
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text.strip()
+        return text
 
     def words(self, token_ids: Sequence[int]) -> list[TokenSpan]:
         """The words of a caption, each with the tokens that it was decoded from.
 
-        A token belongs to the word in which the text that it adds ends; tokens that add nothing, such as the
-        end token, belong to none.
+        A token belongs to the word in which the text up to it ends, a lone space to the word after it; tokens
+        without text, such as the end token, belong to none.
         """
-        texts = [self.decode(token_ids[:count]) for count in range(len(token_ids) + 1)]
-        spans = []
-        for match in re.finditer(r"\S+", texts[-1]):
-            tokens = [
-                index
-                for index, (before, after) in enumerate(pairwise(texts))
-                if match.start() < len(after) <= match.end() and after != before
-            ]
+        ends = [len(self._decode(token_ids[: index + 1])) for index in range(len(token_ids))]
+        has_text = [bool(self._decode([token])) for token in token_ids]
+        spans, after = [], 0
+        for match in re.finditer(r"\S+", self._decode(token_ids)):
+            tokens = [i for i, end in enumerate(ends) if has_text[i] and after < end <= match.end()]
             if tokens:
                 spans.append(TokenSpan(match.group(), tokens[0], tokens[-1] + 1))
+            after = match.end()
         return spans
 
 
