@@ -41,7 +41,7 @@ class DecoderConfig:
         dropout: probability with which training drops a channel.
 
     Raises:
-        ValueError: the heads do not divide the width, or a choice is unknown.
+        ValueError: a choice is unknown.
     """
 
     vocab_size: int
@@ -62,8 +62,6 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm) or self.activation not in get_args(Activation):
             raise ValueError(f"unknown norm {self.norm!r} or activation {self.activation!r}")
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
 
 
 class KVCache:
@@ -134,6 +132,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)

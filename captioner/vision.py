@@ -146,6 +146,8 @@ class ViTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_width: int, eps: float) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width)

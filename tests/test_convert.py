@@ -259,10 +259,10 @@ def set_config(file: str = "config.json", **values: Any) -> Callable[[Path], Non
     return lambda folder: change_json(folder / file, **values)
 
 
-def set_decoder(**values: Any) -> Callable[[Path], None]:
+def set_part(part: str, **values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        change_json(folder / "config.json", decoder={**config["decoder"], **values})
+        change_json(folder / "config.json", **{part: {**config[part], **values}})
 
     return change
 
@@ -295,13 +295,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         set_config(model_type="blip", architectures=["BlipForQuestionAnswering"]),
         r"BlipForQuestionAnswering.*Supported",
     ),
-    "another decoder": (set_decoder(model_type="bert"), r"'vit'.*'bert'.*Supported"),
-    "another activation": (set_decoder(activation_function="relu"), r"'relu'.*Supported"),
-    "another scaling": (set_decoder(scale_attn_by_inverse_layer_idx=True), r"scales.*Supported"),
+    "another decoder": (set_part("decoder", model_type="bert"), r"'vit'.*'bert'.*Supported"),
+    "another activation": (set_part("decoder", activation_function="relu"), r"'relu'.*Supported"),
+    "another scaling": (set_part("decoder", scale_attn_by_inverse_layer_idx=True), r"scales.*Supported"),
     "several ends": (set_config("generation_config.json", eos_token_id=[0, 1]), r"several.*eos_token_id"),
-    "a wrong number": (set_decoder(n_head=0), "does not describe a model"),
-    "heads that do not fit": (set_decoder(n_head=5), "does not describe a model"),
-    "another width": (set_decoder(n_embd=20), "has shape"),
+    "a wrong number": (set_part("decoder", n_head=0), "does not describe a model"),
+    "heads that do not fit": (set_part("decoder", n_head=5), "does not describe a model"),
+    "heads of the encoder that do not fit": (
+        set_part("encoder", num_attention_heads=5),
+        "does not describe a model",
+    ),
+    "another width": (set_part("decoder", n_embd=20), "has shape"),
     "an unknown tensor": (set_tensor("decoder.extra", torch.ones(2)), r"decoder\.extra is unknown"),
     "a missing tensor": (set_tensor("decoder.transformer.ln_f.bias", None), r"final_norm\.bias is missing"),
     "half of a missing pair": (

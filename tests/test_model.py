@@ -76,7 +76,7 @@ def test_a_configuration_with_missing_or_unknown_keys_is_refused(change: dict[st
 @pytest.mark.parametrize("change", [{"norm": "none"}, {"activation": "relu"}, {"heads": 3}])
 def test_a_decoder_that_cannot_be_is_refused(change: dict[str, Any]):
     with pytest.raises(ValueError, match=r"norm|heads"):
-        replace(DECODER, **change)
+        TextDecoder(replace(DECODER, **change))
 
 
 @torch.inference_mode()

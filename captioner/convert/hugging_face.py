@@ -108,13 +108,13 @@ def read_hugging_face(source: str | os.PathLike[str]) -> Checkpoint:
     generation = _read_json(directory / "generation_config.json", optional=True)
     try:
         shape = _shape(raw, generation)
+        with torch.device("meta"):
+            model = CaptionModel(shape.model)
     except CheckpointError as error:
         raise CheckpointError(f"{source} cannot be converted: {error}. Supported: {SUPPORTED}.") from error
     except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
         raise CheckpointError(f"{directory / 'config.json'} does not describe a model: {error!r}") from error
     tensors = our_tensors(_read_tensors(directory), shape.names, shape.model)
-    with torch.device("meta"):
-        model = CaptionModel(shape.model)
     check_tensors(directory, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(
