@@ -57,12 +57,13 @@ class Captioner:
     """A loaded model that captions photographs. Stateless in use: threads can share one.
 
     Args:
-        checkpoint: the model, its tokenizer and its image processor.
+        checkpoint: the model, its tokenizer and its image processor; kept as the attribute of this name.
         name: shown in every caption.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
         self.name = name
+        self.checkpoint = checkpoint
         self.description = checkpoint.description
         self._model = checkpoint.model
         self._tokenizer = checkpoint.tokenizer
@@ -140,8 +141,8 @@ class Captioner:
         if not images:
             return []
         options = self.default_options if options is None else options
-        rules = self._rules(options)
-        encoded = self._encode(images)
+        rules = self.decode_rules(options)
+        encoded = self.encode(images)
         found = generate(self._model.decoder, encoded.region_tokens, options, rules)
         return self._captions(images, encoded, found, options, rules)
 
@@ -159,9 +160,8 @@ class Captioner:
     ) -> Iterator[StreamEvent]:
         """:meth:`stream` for a prepared photo."""
         options = self.default_options if options is None else options
-        rules = self._rules(options)
-        with torch.inference_mode():
-            encoded = self._encode([image])
+        rules = self.decode_rules(options)
+        encoded = self.encode([image])
         steps = stream(self._model.decoder, encoded.region_tokens, options, rules)
         return self._events(steps, image, encoded, options, rules)
 
@@ -188,7 +188,8 @@ class Captioner:
                 sent += yield_text
                 yield StreamEvent(yield_text, caption)
 
-    def _rules(self, options: GenerationOptions) -> DecodeRules:
+    def decode_rules(self, options: GenerationOptions) -> DecodeRules:
+        """The token ids of what the options say in words. Raises OptionsError for an unknown word."""
         tokenizer, config = self._tokenizer, self._tokenizer.config
         prompt = tokenizer.encode(options.prompt.strip())
         if not {config.unk_id, config.eos_id, *config.never_ids}.isdisjoint(prompt):
@@ -208,7 +209,9 @@ class Captioner:
         """The token ids of the prompt's text."""
         return rules.prompt_ids[len(self._tokenizer.config.start_ids) :]
 
-    def _encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
+    @torch.inference_mode()
+    def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
+        """Prepared photos, one at least, through the image encoder."""
         pixels = torch.stack([image.pixel_values for image in images])
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)

@@ -1,0 +1,125 @@
+"""Caption the photos of a captions file and judge the captions by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.caption import Caption
+from captioner.captioner import Captioner, PreparedImage
+from captioner.coco import CocoCaptions, ImageId
+from captioner.errors import DataError, ImageError, OptionsError
+from captioner.evaluation.metrics import Scores, score
+from captioner.generation import GenerationOptions
+
+__all__ = ["EvaluationResult", "evaluate"]
+
+_READERS = 2  # threads that decode the next photos while the model captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        scores: the metrics, all times 100.
+        images: how many photos were captioned.
+        images_per_second: of reading and captioning them, without the metrics.
+        captions: by the photos' ids, in the order of the captions file.
+    """
+
+    scores: Scores
+    images: int
+    images_per_second: float
+    captions: Mapping[ImageId, Caption]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The metrics and the speed as JSON-ready data, rounded."""
+        scores = {
+            name: value if value is None else round(value, 3) for name, value in self.scores.to_dict().items()
+        }
+        return {**scores, "images": self.images, "images_per_second": round(self.images_per_second, 2)}
+
+
+def evaluate(
+    captioner: Captioner,
+    images: Path,
+    coco: CocoCaptions,
+    *,
+    options: GenerationOptions | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    meteor: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Caption the photos of a captions file and score the captions against those that people wrote.
+
+    Args:
+        captioner: the model.
+        images: the folder that the file names of ``coco`` are relative to.
+        coco: the photos and their captions.
+        options: None for the model's own defaults.
+        limit: take the first photos only, as many as this.
+        batch_size: photos in one forward pass.
+        meteor: measure METEOR too, where Java and ``pycocoevalcap`` are found.
+        progress: called after each batch with the photos done and their number.
+
+    Raises:
+        DataError: photos are missing or cannot be read; all missing ones are counted before any work.
+        OptionsError: limit or batch_size is below 1, or the options do not suit the model.
+    """
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise OptionsError(f"limit and batch_size must be at least 1, not {limit} and {batch_size}")
+    chosen = coco.images[:limit]
+    files = [images / image.file_name for image in chosen]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"photos of the captions file are missing: {_few(missing)}. Is {images} their folder?"
+        )
+    begun = time.perf_counter()
+    found: list[Caption] = []
+    for batch in _prepare(captioner, files, batch_size):
+        found += captioner.caption_prepared(batch, options)
+        if progress is not None:
+            progress(len(found), len(files))
+    seconds = time.perf_counter() - begun
+    captions = {image.id: caption for image, caption in zip(chosen, found, strict=True)}
+    scores = score(
+        {image.id: coco.captions[image.id] for image in chosen},
+        {key: caption.caption for key, caption in captions.items()},
+        meteor=meteor,
+    )
+    return EvaluationResult(
+        scores=scores, images=len(files), images_per_second=len(files) / seconds, captions=captions
+    )
+
+
+def _prepare(captioner: Captioner, files: Sequence[Path], batch_size: int) -> Iterator[list[PreparedImage]]:
+    """Batches of prepared photos, always one batch ahead of what the model is given."""
+
+    def read(file: Path) -> PreparedImage | ImageError:
+        try:
+            return captioner.prepare(file)
+        except ImageError as error:
+            return error
+
+    def start(first: int) -> Iterable[PreparedImage | ImageError]:
+        return pool.map(read, files[first : first + batch_size])
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting = start(0)
+        for first in range(batch_size, len(files) + batch_size, batch_size):
+            batch, waiting = list(waiting), start(first)
+            bad = [str(item) for item in batch if isinstance(item, ImageError)]
+            if bad:
+                raise DataError(f"photos cannot be read: {_few(bad)}. Mend them or drop them from the file.")
+            yield [item for item in batch if not isinstance(item, ImageError)]
+
+
+def _few(things: Sequence[str]) -> str:
+    return "; ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")

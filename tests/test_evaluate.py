@@ -1,0 +1,138 @@
+"""Evaluation: the metrics of a model's captions over a captions file, and what is said of bad photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from images import draw_noise
+from tiny import tiny_captioner
+
+from captioner import Captioner, DataError, GenerationOptions, OptionsError
+from captioner.coco import CocoCaptions
+from captioner.evaluation.evaluate import EvaluationResult, evaluate
+from captioner.evaluation.metrics import score
+
+GREEDY = GenerationOptions(num_beams=1, max_length=9)
+
+
+@pytest.fixture(scope="module")
+def model() -> Captioner:
+    return tiny_captioner()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    (tmp_path / "more").mkdir()
+    paths = [tmp_path / ("more" if seed % 2 else "") / f"{seed}.png" for seed in range(7)]
+    for seed, path in enumerate(paths):
+        draw_noise(60 + seed, 50, seed=seed).save(path)
+    return paths
+
+
+def captions_file(folder: Path, photos: list[Path], captions: list[list[str]]) -> Path:
+    images = [
+        {"id": f"photo {number}", "file_name": str(path.relative_to(folder))}
+        for number, path in enumerate(photos)
+    ]
+    annotations = [
+        {"image_id": image["id"], "caption": text}
+        for image, texts in zip(images, captions, strict=True)
+        for text in texts
+    ]
+    path = folder / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def test_captions_are_judged_by_those_of_their_own_photo(
+    model: Captioner, photos: list[Path], tmp_path: Path
+):
+    """A model whose own captions are the references is perfect; with the next photo's it is not."""
+    own = [caption.caption for caption in model.caption(photos, GREEDY)]
+    assert len(set(own)) > 3
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [[text, "a dog"] for text in own]))
+    steps: list[tuple[int, int]] = []
+    result = evaluate(
+        model,
+        tmp_path,
+        coco,
+        options=GREEDY,
+        batch_size=3,
+        meteor=False,
+        progress=lambda done, of: steps.append((done, of)),
+    )
+    assert result.scores.bleu_4 == pytest.approx(100, abs=1e-4)
+    assert result.scores.rouge_l == pytest.approx(100, abs=1e-4)
+    assert [caption.caption for caption in result.captions.values()] == own
+    assert list(result.captions) == [f"photo {number}" for number in range(7)]
+    assert [caption.file for caption in result.captions.values()] == [str(path) for path in photos]
+    assert result.images == 7
+    assert result.images_per_second > 0
+    assert steps == [(3, 7), (6, 7), (7, 7)]
+    shifted = [[text] for text in [*own[1:], own[0]]]
+    other = evaluate(
+        model,
+        tmp_path,
+        CocoCaptions.from_file(captions_file(tmp_path, photos, shifted)),
+        options=GREEDY,
+        meteor=False,
+    )
+    assert other.scores.bleu_4 < 99
+    references = {f"photo {number}": texts for number, texts in enumerate(shifted)}
+    hypotheses = {f"photo {number}": text for number, text in enumerate(own)}
+    assert other.scores == score(references, hypotheses, meteor=False)
+
+
+def test_the_first_photos_are_enough_if_told_so(model: Captioner, photos: list[Path], tmp_path: Path):
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
+    photos[5].unlink()
+    result = evaluate(model, tmp_path, coco, limit=3, options=GREEDY, meteor=False)
+    assert list(result.captions) == ["photo 0", "photo 1", "photo 2"]
+    assert result.images == 3
+    data = result.to_dict()
+    assert data["images"] == 3
+    assert data["meteor"] is None
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_the_models_own_defaults_hold_without_options(model: Captioner, photos: list[Path], tmp_path: Path):
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
+    result = evaluate(model, tmp_path, coco, meteor=False)
+    assert [c.caption for c in result.captions.values()] == [c.caption for c in model.caption(photos)]
+
+
+def test_missing_photos_are_counted_before_any_work(model: Captioner, photos: list[Path], tmp_path: Path):
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
+    for photo in photos[:5]:
+        photo.unlink()
+    steps: list[int] = []
+    with pytest.raises(
+        DataError, match=r"missing: .*0\.png; .*1\.png; .*2\.png and 2 more\. Is .* their folder"
+    ):
+        evaluate(model, tmp_path, coco, progress=lambda done, _: steps.append(done))
+    assert steps == []
+
+
+def test_photos_that_cannot_be_read_are_named(model: Captioner, photos: list[Path], tmp_path: Path):
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
+    photos[4].write_bytes(photos[4].read_bytes()[:90])
+    photos[5].write_text("not a photo")
+    with pytest.raises(DataError, match=r"cannot be read: .*4\.png: .*damaged.*5\.png: is not an image"):
+        evaluate(model, tmp_path, coco, options=GREEDY, batch_size=3)
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"batch_size": 0}, {"limit": -1}])
+def test_nothing_is_not_a_number_of_photos(
+    wrong: dict[str, int], model: Captioner, photos: list[Path], tmp_path: Path
+):
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
+    with pytest.raises(OptionsError, match="at least 1"):
+        evaluate(model, tmp_path, coco, **wrong)
+
+
+def test_a_result_is_rounded_for_print(model: Captioner, photos: list[Path], tmp_path: Path):
+    coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
+    result: EvaluationResult = evaluate(model, tmp_path, coco, options=GREEDY, meteor=False)
+    assert all(value is None or value == round(value, 3) for value in result.to_dict().values())
