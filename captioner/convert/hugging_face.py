@@ -336,13 +336,17 @@ def _processor(directory: Path, shape: _Shape) -> ImageProcessor:
 
 
 def _generation(settings: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """Our defaults from ``generation_config.json``; its lengths count the start token as well."""
+    """Our defaults from ``generation_config.json``.
+
+    Its lengths count the start token, its least ones not the end token.
+    """
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
     options = {name: settings[name] for name in names if settings.get(name) is not None}
     if settings.get("early_stopping") is True:
         options["early_stopping"] = True
-    if settings.get("min_length"):
-        options["min_length"] = settings["min_length"] - 1
+    shortest = settings.get("min_new_tokens", 0) or (settings.get("min_length") or 0) - 1
+    if shortest > 0:
+        options["min_length"] = shortest + 1
     longest = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
     if longest > 0:
         options["max_length"] = min(longest, max_positions)

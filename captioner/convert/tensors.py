@@ -73,6 +73,7 @@ _GPT2 = {
     "blocks.#.mlp.fc1.*": "transformer.h.#.mlp.c_fc.*",
     "blocks.#.mlp.fc2.*": "transformer.h.#.mlp.c_proj.*",
     "final_norm.*": "transformer.ln_f.*",
+    "output_bias": "lm_head.bias",
 }
 BLIP = {f"backbone.{ours}": f"vision_model.{theirs}" for ours, theirs in _BLIP_ENCODER.items()} | {
     f"decoder.{ours}": f"text_decoder.{theirs}" for ours, theirs in _BLIP_DECODER.items()
@@ -118,20 +119,19 @@ def our_tensors(
 
 
 def their_tensors(model: CaptionModel) -> dict[str, Tensor]:
-    """The way back: the weights under the names that `transformers` reads.
+    """The way back: weights under the names that `transformers` has for them on disk.
 
-    Raises:
-        CheckpointError: the model is neither of BLIP's kind nor of ViT-GPT2's.
+    Those of the decoder always have such names, those of the encoder where it is a bare ViT. The output
+    layer's weight is left out, since it is the word embedding.
     """
+    names = BLIP if model.config.decoder.norm == "post" else VIT_GPT2
+    bare_vit = model.config.backbone.kind == "vit" and model.config.regions is None
     theirs: dict[str, Tensor] = {}
     ours = model.state_dict()
-    for name, sources in _pairs(BLIP if model.config.decoder.norm == "post" else VIT_GPT2, model.config):
-        if name not in ours:
-            raise CheckpointError(f"without {name} a model is neither a BLIP nor a ViT-GPT2")
-        for source, part in zip(sources, ours.pop(name).chunk(len(sources)), strict=True):
-            theirs[source] = part.T.contiguous() if _is_transposed(source, part) else part
-    if ours:
-        raise CheckpointError(f"with {next(iter(ours))} a model is neither a BLIP nor a ViT-GPT2")
+    for name, sources in _pairs(names, model.config):
+        if name in ours and (bare_vit or name.startswith("decoder.")):
+            for source, part in zip(sources, ours[name].chunk(len(sources)), strict=True):
+                theirs[source] = part.T.contiguous() if _is_transposed(source, part) else part
     return theirs
 
 

@@ -1,0 +1,169 @@
+"""The same weights run by `transformers`, to measure against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from captioner.checkpoint import Checkpoint
+from captioner.convert import their_tensors
+from captioner.errors import OptionsError
+from captioner.generation import GenerationOptions
+from captioner.model import ModelConfig
+from captioner.tokenizer import TokenizerConfig
+
+__all__ = ["Twin", "build_twin"]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A model of `transformers` with our weights.
+
+    Attributes:
+        scope: which part of our model it stands for, as a phrase.
+        generate: ``pixel_values`` normalised ``(B, 3, H, W)`` and options -> the token ids of each caption,
+            without the start token, the end token included.
+    """
+
+    scope: str
+    generate: Callable[[Tensor, GenerationOptions], list[list[int]]]
+
+
+def build_twin(checkpoint: Checkpoint) -> Twin:
+    """Build the twin on the checkpoint's own device and in its number type.
+
+    A BLIP's and a ViT-GPT2's is the whole model. Any other pre-norm decoder's is GPT-2 with cross-attention;
+    `transformers` has no such encoder, so ours runs before it.
+
+    Raises:
+        OptionsError: `transformers` has no decoder of this shape.
+    """
+    model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
+    bare_vit = config.backbone.kind == "vit" and config.regions is None
+    like = model.decoder.word_embedding.weight
+    with _quiet():
+        if config.decoder.norm == "pre":
+            network = _vision_encoder_decoder(config, special, their_tensors(model), bare_vit=bare_vit)
+        elif bare_vit and config.decoder.embedding_norm and config.decoder.head_transform:
+            network = _blip(config, special, their_tensors(model))
+        else:
+            raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
+    network = network.eval().requires_grad_(False).to(like.device, like.dtype)
+
+    def generate(pixel_values: Tensor, options: GenerationOptions) -> list[list[int]]:
+        if bare_vit:
+            inputs: dict[str, Any] = {"pixel_values": pixel_values}
+        else:
+            from transformers.modeling_outputs import BaseModelOutput
+
+            inputs = {"encoder_outputs": BaseModelOutput(model.encode(pixel_values).region_tokens)}
+        rows = network.generate(
+            **inputs,
+            num_beams=options.num_beams,
+            max_new_tokens=options.max_length,
+            min_new_tokens=max(0, options.min_length - 1),  # theirs does not count the end token
+            length_penalty=options.length_penalty,
+            early_stopping=options.early_stopping,
+            suppress_tokens=list(special.never_ids) or None,
+            do_sample=False,
+        )
+        return [_until(row[1:], special.eos_id) for row in rows.tolist()]
+
+    return Twin("the whole model" if bare_vit else "the decoder, after our encoder", generate)
+
+
+def _until(ids: list[int], eos_id: int) -> list[int]:
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the report of loading, which names the parts that a captioner does not have."""
+    from transformers.utils import logging
+
+    calls: Any = logging  # some of which have no types
+    level = calls.get_verbosity()
+    calls.set_verbosity_error()
+    calls.disable_progress_bar()
+    try:
+        yield
+    finally:
+        calls.set_verbosity(level)
+        calls.enable_progress_bar()
+
+
+def _vit_settings(config: ModelConfig) -> dict[str, Any]:
+    options = config.backbone.options
+    return {
+        "hidden_size": config.backbone.width,
+        "num_hidden_layers": options["layers"],
+        "num_attention_heads": options["heads"],
+        "intermediate_size": options["mlp_width"],
+        "layer_norm_eps": options.get("eps", 1e-6),
+        "image_size": config.backbone.image_size,
+        "patch_size": options["patch_size"],
+    }
+
+
+def _blip(config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tensor]) -> Any:
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    decoder = config.decoder
+    text = {
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.width,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "intermediate_size": decoder.mlp_width,
+        "max_position_embeddings": decoder.max_positions,
+        "layer_norm_eps": decoder.eps,
+        "bos_token_id": special.start_ids[0],
+        "sep_token_id": special.eos_id,
+        "pad_token_id": special.pad_id,
+    }
+    settings = BlipConfig(text_config=text, vision_config=_vit_settings(config))
+    return BlipForConditionalGeneration.from_pretrained(None, config=settings, state_dict=tensors)
+
+
+def _vision_encoder_decoder(
+    config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tensor], *, bare_vit: bool
+) -> Any:
+    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+
+    decoder = config.decoder
+    nothing = {"hidden_size": decoder.region_width, "num_hidden_layers": 0, "num_attention_heads": 1}
+    settings = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(**(_vit_settings(config) if bare_vit else nothing)),
+        GPT2Config(
+            vocab_size=decoder.vocab_size,
+            n_embd=decoder.width,
+            n_layer=decoder.layers,
+            n_head=decoder.heads,
+            n_inner=decoder.mlp_width,
+            n_positions=decoder.max_positions,
+            activation_function="gelu_new" if decoder.activation == "gelu_tanh" else decoder.activation,
+            layer_norm_epsilon=decoder.eps,
+            bos_token_id=special.start_ids[0],
+            eos_token_id=special.eos_id,
+        ),
+    )
+    settings.decoder.cross_attention_hidden_size = decoder.region_width  # so that it projects nothing
+    settings.decoder_start_token_id = special.start_ids[0]
+    settings.eos_token_id, settings.pad_token_id = special.eos_id, special.pad_id
+    wide = {
+        name: tensors.pop(name) for name in list(tensors) if name.endswith("crossattention.c_attn.weight")
+    }
+    bias = tensors.pop("decoder.lm_head.bias", None)
+    network = VisionEncoderDecoderModel.from_pretrained(None, config=settings, state_dict=tensors)
+    for (
+        name,
+        tensor,
+    ) in wide.items():  # GPT-2 knows no region tokens of another width than its own, but takes them
+        network.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(tensor)
+    if bias is not None:  # nor has its output layer a bias
+        network.decoder.lm_head.bias = nn.Parameter(bias)
+    return network

@@ -1,0 +1,149 @@
+"""The benchmark: it measures what it says, against a twin that is the same model. Nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface
+import pytest
+import torch
+from tiny import tiny_captioner, tiny_checkpoint
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+)
+
+from captioner import Captioner, GenerationOptions, OptionsError
+from captioner.checkpoint import Checkpoint
+from captioner.convert import read_hugging_face
+from captioner.decoder import TextDecoder
+from captioner.evaluation.architectures import random_checkpoint
+from captioner.evaluation.benchmark import benchmark
+from captioner.evaluation.twin import build_twin
+from captioner.generation import generate
+
+
+def converted(save: Callable[..., object], **options: int) -> Callable[[Path], Checkpoint]:
+    def build(folder: Path) -> Checkpoint:
+        save(folder, seed=1, **options)
+        return read_hugging_face(folder)
+
+    return build
+
+
+KINDS: dict[str, tuple[Callable[[Path], Checkpoint], str]] = {
+    "ours": (lambda _: tiny_checkpoint(), "the decoder, after our encoder"),
+    "blip": (converted(huggingface.save_blip), "the whole model"),
+    "vit-gpt2": (converted(huggingface.save_vit_gpt2), "the whole model"),
+    "vit-gpt2 of two widths": (converted(huggingface.save_vit_gpt2, width=16), "the whole model"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_the_twin_is_the_same_model(kind: str, tmp_path: Path):
+    build, scope = KINDS[kind]
+    checkpoint = build(tmp_path)
+    twin = build_twin(checkpoint)
+    assert twin.scope == scope
+    captioner = Captioner(checkpoint, name="any")
+    side = checkpoint.model.config.backbone.image_size
+    pixel_values, seen = torch.randn(6, 3, side, side), set[tuple[int, ...]]()
+    for num_beams, min_length in ((1, 0), (3, 0), (3, 5)):
+        options = GenerationOptions(
+            num_beams=num_beams, max_length=10, min_length=min_length, early_stopping=True
+        )
+        found = generate(
+            checkpoint.model.decoder,
+            checkpoint.model.encode(pixel_values).region_tokens,
+            options,
+            captioner.decode_rules(options),
+        )
+        ours = [list(hypotheses[0].token_ids) for hypotheses in found]
+        assert twin.generate(pixel_values, options) == ours
+        seen |= set(map(tuple, ours))
+    assert len(seen) > 3
+
+
+def test_a_decoder_that_transformers_does_not_have_is_refused():
+    checkpoint = tiny_checkpoint()
+    config = replace(checkpoint.model.config.decoder, norm="post")
+    checkpoint.model.decoder = TextDecoder(config)
+    checkpoint.model.config = replace(checkpoint.model.config, decoder=config)
+    with pytest.raises(OptionsError, match="no decoder of this model's shape"):
+        build_twin(checkpoint)
+
+
+def test_a_benchmark_says_what_it_measured():
+    steps: list[str] = []
+    options = GenerationOptions(num_beams=2, max_length=7, min_length=7, attention=True)
+    result = benchmark(
+        tiny_captioner(),
+        options=options,
+        batch_sizes=(1, 3),
+        repeats=2,
+        against_transformers=True,
+        progress=steps.append,
+    )
+    assert (result.model, result.device, result.dtype, result.num_beams) == ("tiny", "cpu", "float32", 2)
+    assert result.tokens == 7
+    assert list(result.images_per_second) == [1, 3]
+    assert [comparison.batch_size for comparison in result.comparisons] == [1, 3]
+    for comparison in result.comparisons:
+        assert comparison.same == 1
+        speeds = comparison.images_per_second, comparison.transformers_images_per_second
+        assert comparison.ratio == pytest.approx(speeds[0] / speeds[1])
+    assert result.scope == "the decoder, after our encoder"
+    assert result.transformers is not None
+    numbers = (
+        result.latency_p50_ms,
+        result.latency_p95_ms,
+        result.tokens_per_second,
+        *vars(result.stages_ms).values(),
+        *result.images_per_second.values(),
+    )
+    assert all(number > 0 for number in numbers)
+    assert result.latency_p50_ms <= result.latency_p95_ms
+    assert 10 < result.peak_memory_mb < 100_000
+    assert steps[0] == "one photo at a time"
+    assert json.loads(json.dumps(result.to_dict()))["comparisons"][1]["batch_size"] == 3
+
+
+def test_nothing_is_compared_unless_asked_for():
+    result = benchmark(tiny_captioner(), batch_sizes=(2,), repeats=1)
+    assert result.comparisons == ()
+    assert result.transformers is None
+    assert result.num_beams == 2, "the model's own default"
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"batch_sizes": ()}, {"batch_sizes": (0, 1)}])
+def test_impossible_numbers_are_refused(wrong: dict[str, int]):
+    with pytest.raises(OptionsError, match="at least 1"):
+        benchmark(tiny_captioner(), **wrong)
+
+
+def test_the_random_models_have_the_true_sizes():
+    """Counted without memory: tensors on the meta device have shapes alone."""
+    with torch.device("meta"):
+        ours = {name: random_checkpoint(name).model for name in ("blip-base", "vit-gpt2")}
+        settings = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), GPT2Config())
+        theirs = {
+            "blip-base": BlipForConditionalGeneration(BlipConfig()),
+            "vit-gpt2": VisionEncoderDecoderModel(settings),
+        }
+    for name, model in ours.items():
+        expected = {
+            id(parameter): parameter.numel()
+            for key, parameter in theirs[name].named_parameters()
+            if "pooler" not in key and "predictions.decoder" not in key and "lm_head" not in key
+        }
+        assert sum(parameter.numel() for parameter in model.parameters()) == sum(expected.values())
+    with pytest.raises(OptionsError, match="blip-base, vit-gpt2"):
+        random_checkpoint("git")
