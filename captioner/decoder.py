@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captioner.linear import Linear, linear
+
 __all__ = ["Activation", "CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
 
 Norm = Literal["pre", "post"]
@@ -135,8 +137,8 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(rows, T, D)`` -> queries, keys and values ``(rows, heads, T, d)``."""
@@ -163,9 +165,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, region_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(region_width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(region_width, 2 * width)
+        self.out = Linear(width, width)
 
     def keys_values(self, region_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, R, D)`` -> keys and values ``(B, heads, R, d)``."""
@@ -194,8 +196,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,7 +237,7 @@ class TextDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else None
         self.transform = (
             nn.Sequential(
-                nn.Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width, eps=config.eps)
+                Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width, eps=config.eps)
             )
             if config.head_transform
             else None
@@ -297,4 +299,4 @@ class TextDecoder(nn.Module):
         """``(…, D)`` -> ``(…, V)``; the output matrix is the word embedding's (Press and Wolf 2017)."""
         if self.transform is not None:
             hidden = self.transform(hidden)
-        return F.linear(hidden, self.word_embedding.weight, self.output_bias)
+        return linear(hidden, self.word_embedding.weight, self.output_bias)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.decoder import MLP, DecoderConfig, SelfAttention, TextDecoder
+from captioner.linear import Linear
 from captioner.vision import BackboneConfig, build_backbone
 
 __all__ = ["CaptionModel", "EncodedImages", "ModelConfig", "RegionConfig"]
@@ -115,7 +116,7 @@ class TagTokens(nn.Module):
 
     def __init__(self, features: int, config: RegionConfig) -> None:
         super().__init__()
-        self.classifier = nn.Linear(features, config.classes)
+        self.classifier = Linear(features, config.classes)
         self.class_embedding = nn.Embedding(config.classes, config.width)
         self.score = nn.Parameter(torch.zeros(config.width))
         self.register_buffer("head_words", torch.zeros(config.classes, dtype=torch.int64))
@@ -144,7 +145,7 @@ class RegionEncoder(nn.Module):
     def __init__(self, features: int, config: RegionConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
-        self.project = nn.Linear(features, config.width)
+        self.project = Linear(features, config.width)
         self.rows = nn.Embedding(self.MAX_GRID, config.width)
         self.columns = nn.Embedding(self.MAX_GRID, config.width)
         self.tags = TagTokens(features, config) if config.classes else None
