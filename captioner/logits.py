@@ -1,49 +1,103 @@
-"""What may follow: rules and sampling filters over the scores of the next word, as plain functions.
+"""What may come next: rules and sampling filters over the scores of the next token.
 
-``scores (B, N, V)`` are float32 log-probs of ``B`` images with ``N`` rows of text each; ``history (B, N, T)``
-int64 is the text so far without its start token. Every function returns new scores; -inf is never chosen.
+``scores (B, N, V)`` are float32 log-probs for ``N`` rows of text of each of ``B`` images; ``history
+(B, N, T)`` int64 is the text so far without its start token. Functions return new scores; what has -inf is
+never chosen. :class:`LogitsRules` applies those that the options ask for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from captioner.options import GenerationOptions
+
 __all__ = [
+    "DecodeRules",
+    "LogitsRules",
     "bad_word_table",
     "forbid_bad_words",
     "forbid_repeated_ngrams",
+    "keep_likely",
     "penalise_repetition",
-    "top_k",
-    "top_p",
 ]
 
-ANY, NONE = -1, -2  # in a table of bad words: matches every token; stands before the text began
+ANY, NONE = -1, -2  # in place of a token: whatever stands there; nothing stands there yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRules:
+    """The tokenizer's part of a search: token ids.
+
+    Attributes:
+        prompt_ids: what every caption begins with; the start token first.
+        eos_id: ends a caption.
+        pad_id: fills rows that have ended; may equal eos_id.
+        bad_words_ids: each a token or a sequence of tokens that no caption contains.
+    """
+
+    prompt_ids: tuple[int, ...]
+    eos_id: int
+    pad_id: int
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+
+
+class LogitsRules:
+    """All the rules of one search; its tensors lie on the search's device."""
+
+    def __init__(self, options: GenerationOptions, rules: DecodeRules, device: torch.device) -> None:
+        assert all([rules.prompt_ids, *rules.bad_words_ids]), "a start token, and no empty bad word"
+        self.options, self.eos_id = options, rules.eos_id
+        self.prompt = torch.tensor(rules.prompt_ids[1:], dtype=torch.int64, device=device)
+        self.bad_words = bad_word_table(rules.bad_words_ids, device) if rules.bad_words_ids else None
+
+    def __call__(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
+        """Scores ``(B, N, V)`` from the model's log-probs after the generated ``tokens (B, N, t)``."""
+        options, scores = self.options, logprobs
+        history = torch.cat([self.prompt.expand(*tokens.shape[:2], -1), tokens], dim=-1)
+        if options.repetition_penalty != 1:
+            scores = penalise_repetition(scores, history, options.repetition_penalty)
+        penalised = scores
+        if options.no_repeat_ngram_size:
+            scores = forbid_repeated_ngrams(scores, history, options.no_repeat_ngram_size)
+        if self.bad_words is not None:
+            scores = forbid_bad_words(scores, history, self.bad_words)
+        if tokens.shape[-1] + 1 < options.min_length:
+            scores = scores.clone()
+            scores[..., self.eos_id] = -torch.inf
+        return scores if scores is penalised else self._end_if_stuck(scores, penalised)
+
+    def _end_if_stuck(self, scores: Tensor, penalised: Tensor) -> Tensor:
+        """Where the rules leave no token at all, the text may end, whatever they say."""
+        stuck = scores.amax(-1) == -torch.inf
+        end = torch.where(stuck, penalised[..., self.eos_id], scores[..., self.eos_id])
+        scores[..., self.eos_id] = end
+        return scores
 
 
 def penalise_repetition(scores: Tensor, history: Tensor, penalty: float) -> Tensor:
-    """Multiply the log-probs of words that the text already has by ``penalty`` (CTRL, Keskar et al. 2019).
+    """Multiply the log-probs of tokens that the text already has by ``penalty`` (CTRL, Keskar et al. 2019).
 
-    A log-prob is never positive, so a penalty above 1 always makes a word less likely, which is not so for
-    the logits that the paper divides.
+    The paper divides logits, whose sign decides whether that punishes. A log-prob is never positive, so a
+    penalty above 1 always does.
     """
-    seen = scores.gather(-1, history) * penalty
-    return scores.scatter(-1, history, seen)
+    return scores.scatter(-1, history, scores.gather(-1, history) * penalty)
 
 
 def forbid_repeated_ngrams(scores: Tensor, history: Tensor, size: int) -> Tensor:
-    """Forbid words that would complete an n-gram of ``size`` words which the text already has."""
+    """Forbid tokens that would complete an n-gram of ``size`` which the text already has."""
     if history.shape[-1] < size:
         return scores
     ngrams = history.unfold(-1, size, 1)  # (B, N, T-size+1, size)
-    current = history[..., history.shape[-1] - size + 1 :]
-    return _forbid(scores, ngrams[..., -1], (ngrams[..., :-1] == current[..., None, :]).all(-1))
+    current = history[..., None, history.shape[-1] - size + 1 :]
+    return _forbid(scores, ngrams[..., -1], (ngrams[..., :-1] == current).all(-1))
 
 
 def bad_word_table(words: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Bad words as ``(W, M)`` int64, one a row, filled up on the left so that any token matches there."""
+    """Bad words as ``(W, M)`` int64, one a row, filled up on the left."""
     longest = max(map(len, words))
     return torch.tensor([[ANY] * (longest - len(word)) + list(word) for word in words], device=device)
 
@@ -51,30 +105,29 @@ def bad_word_table(words: Sequence[Sequence[int]], device: torch.device) -> Tens
 def forbid_bad_words(scores: Tensor, history: Tensor, table: Tensor) -> Tensor:
     """Forbid the last token of each bad word whose other tokens the text ends with."""
     start, last = table[:, :-1], table[:, -1]
-    padding = history.new_full((*history.shape[:-1], start.shape[1]), NONE)
-    text = torch.cat([padding, history], dim=-1)
-    current = text[..., text.shape[-1] - start.shape[1] :, None].transpose(-1, -2)  # (B, N, 1, M-1)
+    nothing = history.new_full((*history.shape[:-1], start.shape[1]), NONE)
+    text = torch.cat([nothing, history], dim=-1)
+    current = text[..., None, history.shape[-1] :]  # (B, N, 1, M-1)
     matches = ((start == current) | (start == ANY)).all(-1)  # (B, N, W)
     return _forbid(scores, last.expand_as(matches), matches)
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
-    """Keep the ``k`` best words of each row (Fan et al. 2018), and those that tie with the last of them."""
-    worst = scores.topk(min(k, scores.shape[-1])).values[..., -1:]
-    return scores.masked_fill(scores < worst, -torch.inf)
+def keep_likely(scores: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Keep the tokens that sampling may draw.
 
-
-def top_p(scores: Tensor, p: float) -> Tensor:
-    """Keep the fewest words whose probabilities sum to ``p`` or more (nucleus, Holtzman et al. 2020)."""
-    ordered = scores.sort(dim=-1, descending=True).values
+    First the ``top_k`` best (Fan et al. 2018), then of them the fewest whose probabilities, made to sum to 1,
+    sum to ``top_p`` or more (nucleus sampling, Holtzman et al. 2020). Ties with the last one stay too.
+    """
+    vocab = scores.shape[-1]
+    ordered = scores.topk(min(top_k or vocab, vocab)).values
     probs = ordered.softmax(-1)
-    needed = probs.cumsum(-1) - probs < p  # what stands before the word does not reach p
+    needed = probs.cumsum(-1) - probs < top_p  # those before it do not suffice
     worst = ordered.masked_fill(~needed, torch.inf).amin(-1, keepdim=True)
     return scores.masked_fill(scores < worst, -torch.inf)
 
 
 def _forbid(scores: Tensor, ids: Tensor, where: Tensor) -> Tensor:
-    """-inf at ``ids (B, N, m)`` where ``where`` holds; the others are sent to a column that is cut off."""
+    """-inf at ``ids (B, N, m)`` where ``where`` holds; the other ids go to a column that is cut off."""
     vocab = scores.shape[-1]
     banned = torch.zeros(*scores.shape[:-1], vocab + 1, dtype=torch.bool, device=scores.device)
     banned.scatter_(-1, ids.masked_fill(~where, vocab), True)
