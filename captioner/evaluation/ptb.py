@@ -90,7 +90,6 @@ _RULES = tuple(
         # words and contractions
         r"(?i:(can)not|(gon|wan)na|(got)ta|(gim|lem)me)",
         _DOTTED,
-        rf"\d+{_LETTER}{_WORD}*",
         rf"([A-Za-z]*[A-MO-Za-mo-z])[nN](?:{_APOSTROPHE}|`)[tT]",
         rf"({_DOTTED}|[A-Za-z0-9]+){_APOSTROPHE}(?i:[msd]|re|ve|ll)(?![A-Za-z])",
         rf"[nN](?:{_APOSTROPHE}|`)[tT](?![A-Za-z])",
@@ -108,7 +107,6 @@ _RULES = tuple(
         r"[0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4}",
         r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"
         r"[0-9]{3,4}[- \u00a0]?[0-9]{3,5}",
-        r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}",
         # abbreviations
         rf"((?:(?i:{_ABBREVIATIONS})|{_STATES})\.)(?s:..)",
         rf"(?i:{_TITLES})\.|{_ACRONYM}\.",
