@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from captioner.caption import Alternative, Caption, RegionMap, Word
 from captioner import GenerationOptions
+from captioner.caption import Alternative, Caption, RegionMap, Word
 from captioner.image import ImageSource, Photo, decode_image
 
 GRID = 7
