@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 from fakes import FakeCaptioner
+from tiny import tiny_checkpoint
 
-from captioner import GenerationOptions, list_models
+from captioner import GenerationOptions, list_models, load
 from captioner.caption import Caption
+from captioner.checkpoint import save_checkpoint
 from captioner.cli import main
 from captioner.errors import CheckpointError
 from captioner.image import Photo
@@ -165,10 +167,10 @@ def test_options_out_of_range_are_wrong_usage(fake, photo_path, capsys):
 
 
 def test_an_error_of_the_library_is_one_line(photo_path, capsys):
-    def load(name_or_path: str, /, *, device: str, dtype: str) -> Any:
+    def refuse(name_or_path: str, /, *, device: str, dtype: str) -> Any:
         raise CheckpointError(f"there is no model {name_or_path!r}")
 
-    assert main(["caption", "--model", "x", str(photo_path)], load=load) == 1
+    assert main(["caption", "--model", "x", str(photo_path)], load=refuse) == 1
     assert capsys.readouterr().err == "captioner: there is no model 'x'\n"
 
 
@@ -264,3 +266,14 @@ def test_models_are_those_of_the_library(capsys):
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     expected = [[model.name, str(model.path), model.description] for model in list_models()]
     assert [[name, path, description] for name, _, path, description in lines] == expected
+
+
+def test_a_real_model_end_to_end(photo_path, tmp_path, capsys):
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny")
+    argv = ["caption", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--json", "--attention"]
+    assert main([*argv, "--alternatives", "1", "--heatmap", str(tmp_path / "map.png"), str(photo_path)]) == 0
+    model = load(tmp_path / "tiny", device="cpu")
+    options = replace(model.default_options, alternatives=1, attention=True)
+    [expected] = model.caption([photo_path], options)
+    assert json.loads(capsys.readouterr().out) == expected.to_dict()
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
