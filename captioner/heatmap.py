@@ -143,7 +143,8 @@ def _strength(caption: Caption, word: Word) -> NDArray[np.float32]:
         file = caption.file or caption.caption
         raise OptionsError(f"{file}: the caption has no attention to draw; ask for it with attention=True")
     attention = np.array(word.attention, dtype=np.float32)
-    return attention / max(attention.max(), FLAT * attention.mean())
+    strength: NDArray[np.float32] = attention / max(attention.max(), FLAT * attention.mean())
+    return strength
 
 
 def _box_in(size: Size, caption: Caption, word: Word) -> tuple[float, float, float, float] | None:
