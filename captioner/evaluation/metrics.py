@@ -7,14 +7,15 @@ prepared once, which is what self-critical training needs.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from captioner.errors import DataError
@@ -211,19 +212,49 @@ def _common_length(a: Tokens, b: Tokens) -> int:
 
 
 def _meteor(references: Mapping[K, Sequence[Tokens]], hypotheses: Mapping[K, Tokens]) -> float | None:
-    """METEOR 1.5, in 0…1 (Denkowski and Lavie 2014), by ``pycocoevalcap``'s jar; None where it cannot run."""
-    if shutil.which("java") is None or find_spec("pycocoevalcap") is None:
+    """METEOR 1.5, in 0…1 (Denkowski and Lavie 2014), by ``pycocoevalcap``'s jar; None where it cannot run.
+
+    The package's own wrapper is not used: it waits for ever where Java ends too soon.
+    """
+    package = find_spec("pycocoevalcap")
+    if shutil.which("java") is None or package is None or not package.submodule_search_locations:
         return None
-    scorer = importlib.import_module("pycocoevalcap.meteor.meteor").Meteor()
+    folder = Path(next(iter(package.submodule_search_locations))) / "meteor"
+    jar = ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
     try:
-        result = scorer.compute_score(
-            {key: [" ".join(tokens) for tokens in captions] for key, captions in references.items()},
-            {key: [" ".join(hypotheses[key])] for key in references},
-        )
+        with subprocess.Popen(
+            ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", *jar],
+            cwd=folder,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=null,
+            encoding="utf-8",
+        ) as java:
+            return _ask_meteor(java, references, hypotheses)
     except (OSError, ValueError):  # Java ended: its pipe is closed, or gives an empty line for a number
         _logger.warning("METEOR is left out: Java could not run it; check that `java -Xmx2G -version` works")
         return None
-    return float(result[0])
+
+
+def _ask_meteor(
+    java: subprocess.Popen[str], references: Mapping[K, Sequence[Tokens]], hypotheses: Mapping[K, Tokens]
+) -> float:
+    """The score of the whole set: statistics line by line, then one question about all of them."""
+    stdin, stdout = java.stdin, java.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def say(*parts: str) -> None:
+        print(*parts, sep=" ||| ", file=stdin, flush=True)
+
+    statistics = []
+    for key, captions in references.items():
+        say("SCORE", *(" ".join(tokens) for tokens in captions), " ".join(hypotheses[key]))
+        statistics.append(stdout.readline().strip())
+    say("EVAL", *statistics)
+    lines = [stdout.readline() for _ in range(len(statistics) + 1)]  # each image's score, then the set's
+    return float(lines[-1])
 
 
 def _check(references: Mapping[K, Sequence[Tokens]], hypotheses: Mapping[K, Tokens] | None = None) -> None:
