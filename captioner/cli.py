@@ -19,6 +19,7 @@ import typer
 
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError, OptionsError
+from captioner.evaluation.command import benchmark, evaluate
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage
@@ -35,7 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option(help="A name that `captioner models` lists, or a checkpoint directory.")]
+Model = Annotated[
+    str, typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs that go through the model together.")]
@@ -69,6 +72,10 @@ TopP = Annotated[
     float | None, _wording("With --sample: from the likeliest words of this probability together.")
 ]
 Seed = Annotated[int | None, _wording("With --sample: draw the same again.")]
+
+
+app.command()(evaluate)
+app.command()(benchmark)
 
 
 class Loader(Protocol):
@@ -177,6 +184,18 @@ def models() -> None:
     for model in list_models():
         size = f"{model.megabytes:.0f} MB"
         print(model.name, size, _one_line(str(model.path)), _one_line(model.description), sep="\t")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A directory, or a model of the hub: owner/name[@revision].")],
+    dest: Annotated[Path, typer.Argument(help="A new directory for the converted checkpoint.")],
+) -> None:
+    """Convert a Hugging Face checkpoint, BLIP or ViT-GPT2, to our format."""
+    from captioner.convert import convert as run
+
+    checkpoint = run(source, dest)
+    print(_one_line(str(dest)), _one_line(checkpoint.description), sep="\t")
 
 
 def _load(name_or_path: str, /, *, device: str, dtype: str) -> Captioner:

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from captioner import Captioner, GenerationOptions, OptionsError
-from captioner.checkpoint import Checkpoint
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.cli import main
 from captioner.convert import read_hugging_face
 from captioner.decoder import TextDecoder
 from captioner.evaluation.architectures import random_checkpoint
@@ -147,3 +148,39 @@ def test_the_random_models_have_the_true_sizes():
         assert sum(parameter.numel() for parameter in model.parameters()) == sum(expected.values())
     with pytest.raises(OptionsError, match="blip-base, vit-gpt2"):
         random_checkpoint("git")
+
+
+def test_the_command_prints_or_gives_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny", dtype=torch.float32)
+    argv = ["benchmark", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--repeats", "1"]
+    argv += ["--batch-sizes", "1,2", "--against", "transformers", "--beams", "3"]
+    assert main(argv) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == [
+        "model",
+        "device",
+        "one photo",
+        "its stages",
+        "batch of 1",
+        "batch of 2",
+        "decode loop",
+        "peak memory",
+        "against",
+        "batch of 1",
+        "batch of 2",
+    ]
+    assert lines[0][1].startswith("tiny, 3 beams, ")
+    assert lines[-1][1].endswith(" of the captions the same")
+    assert main([*argv, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["num_beams"] == 3
+    assert [comparison["batch_size"] for comparison in data["comparisons"]] == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", [["--against", "whisper"], ["--batch-sizes", "many"], ["--random", "git"]])
+def test_the_command_refuses_what_it_does_not_know(
+    wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny")
+    assert main(["benchmark", "--model", str(tmp_path / "tiny"), *wrong]) == 2
+    assert wrong[1] in capsys.readouterr().err

@@ -23,6 +23,7 @@ from transformers import BlipProcessor, PreTrainedModel, ViTImageProcessor
 import captioner
 from captioner import CheckpointError
 from captioner.checkpoint import load_checkpoint
+from captioner.cli import main
 from captioner.convert import convert, is_hugging_face, read_hugging_face, their_tensors
 from captioner.generation import DecodeRules, GenerationOptions, generate
 
@@ -411,3 +412,18 @@ def test_our_loader_refuses_what_only_the_converter_reads(tmp_path: Path):
     huggingface.save_blip(tmp_path)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_checkpoint(tmp_path, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_the_command_converts_and_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, target = tmp_path / "blip", tmp_path / "ours"
+    huggingface.save_blip(source)
+    capsys.readouterr()
+    assert main(["convert", str(source), str(target)]) == 0
+    assert capsys.readouterr().out == f"{target}\tblip, converted from Hugging Face (blip)\n"
+    assert captioner.load(target, device="cpu").caption([draw_noise(32, 32)])
+    assert main(["convert", str(source), str(target)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    pickle_only(source)
+    assert main(["convert", str(source), str(tmp_path / "other")]) == 1
+    assert "pickle" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from images import draw_noise
-from tiny import tiny_captioner
+from tiny import tiny_captioner, tiny_checkpoint
 
 from captioner import Captioner, DataError, GenerationOptions, OptionsError
+from captioner.checkpoint import save_checkpoint
+from captioner.cli import main
 from captioner.coco import CocoCaptions
 from captioner.evaluation.evaluate import EvaluationResult, evaluate
 from captioner.evaluation.metrics import score
@@ -136,3 +139,58 @@ def test_a_result_is_rounded_for_print(model: Captioner, photos: list[Path], tmp
     coco = CocoCaptions.from_file(captions_file(tmp_path, photos, [["a dog runs"]] * 7))
     result: EvaluationResult = evaluate(model, tmp_path, coco, options=GREEDY, meteor=False)
     assert all(value is None or value == round(value, 3) for value in result.to_dict().values())
+
+
+@pytest.fixture
+def command(photos: list[Path], tmp_path: Path) -> list[str]:
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny", dtype=torch.float32)
+    coco = captions_file(tmp_path, photos, [["a dog runs", "two children play"]] * 7)
+    model = ["--model", str(tmp_path / "tiny"), "--device", "cpu"]
+    return ["evaluate", "--images", str(tmp_path), "--captions", str(coco), *model]
+
+
+def test_the_command_prints_the_metrics(command: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main([*command, "--beams", "1", "--limit", "3"]) == 0
+    output = capsys.readouterr()
+    lines = dict(line.split("\t") for line in output.out.splitlines())
+    assert [name for name in lines if name != "METEOR"] == [
+        *(f"BLEU-{n}" for n in range(1, 5)),
+        "ROUGE-L",
+        "CIDEr",
+        "images",
+        "images/s",
+    ]
+    assert lines["images"] == "3"
+    assert output.err == ""
+
+
+def test_the_command_gives_json_and_predictions(
+    command: list[str],
+    model: Captioner,
+    photos: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    target = tmp_path / "predictions.jsonl"
+    assert main([*command, "--json", "--beams", "3", "--predictions", str(target)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    options = GenerationOptions(num_beams=3, max_length=12)
+    coco = CocoCaptions.from_file(tmp_path / "captions.json")
+    expected = evaluate(model, tmp_path, coco, options=options).to_dict()
+    assert {**data, "images_per_second": 0} == {"model": "tiny", **expected, "images_per_second": 0}
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [line["image_id"] for line in lines] == [f"photo {number}" for number in range(7)]
+    assert [line["caption"] for line in lines] == [c.caption for c in model.caption(photos, options)]
+    assert [line["file"] for line in lines] == [str(photo) for photo in photos]
+
+
+def test_the_command_names_bad_photos_and_fails(
+    command: list[str], photos: list[Path], capsys: pytest.CaptureFixture[str]
+):
+    photos[2].write_text("no photo")
+    assert main(command) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("captioner: photos cannot be read: ")
+    assert str(photos[2]) in output.err
+    assert len(output.err.splitlines()) == 1

@@ -121,7 +121,7 @@ def read_hugging_face(source: str | os.PathLike[str]) -> Checkpoint:
         model=model.eval().requires_grad_(False),
         tokenizer=_tokenizer(directory, shape),
         processor=_processor(directory, shape),
-        description=f"{name}, {raw['model_type']} in Hugging Face's format",
+        description=f"{name}, converted from Hugging Face ({raw['model_type']})",
         generation=_generation(generation, shape.model.decoder.max_positions),
     )
 

@@ -1,0 +1,192 @@
+"""The commands ``captioner evaluate`` and ``captioner benchmark``: their options, and what they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from captioner.errors import OptionsError
+
+if TYPE_CHECKING:
+    from captioner.captioner import Captioner
+    from captioner.evaluation.benchmark import BenchmarkResult
+    from captioner.evaluation.evaluate import EvaluationResult
+    from captioner.options import GenerationOptions
+
+__all__ = ["benchmark", "evaluate"]
+
+Model = Annotated[
+    str, typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Beams = Annotated[
+    int | None, typer.Option("--beams", help="Beams of the search; by default the model's own.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+def evaluate(
+    ctx: typer.Context,
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the photographs.")],
+    captions: Annotated[Path, typer.Option(metavar="COCO.json", help="What people wrote about them.")],
+    model: Model = "default",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    num_beams: Beams = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first photographs only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photographs that go through together.")] = 32,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write the captions here, one a line.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a model's captions: BLEU, ROUGE-L, CIDEr, METEOR where there is Java, and images/s."""
+    from captioner.coco import CocoCaptions
+    from captioner.evaluation.evaluate import evaluate as run
+
+    coco = CocoCaptions.from_file(captions)
+    captioner = ctx.obj(model, device=device, dtype=dtype)
+    with _bar() as progress:
+        result = run(
+            captioner,
+            images,
+            coco,
+            options=_options(captioner, num_beams),
+            limit=limit,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if predictions is not None:
+        _write_predictions(predictions, result)
+    if as_json:
+        print(json.dumps({"model": captioner.name, **result.to_dict()}))
+        return
+    for name, value in result.to_dict().items():
+        if value is not None:
+            print(_TITLES[name], value if name == "images" else f"{value:.1f}", sep="\t")
+
+
+def benchmark(
+    ctx: typer.Context,
+    model: Model = "default",
+    random: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead, blip-base or vit-gpt2 at its true size, untrained."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="transformers", help="Run the same weights by that library as well.")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N…", help="Photographs together.")] = "1,8,32",
+    num_beams: Beams = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each time is taken.")] = 10,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model's speed and memory on drawn photographs; ratios are of runs in turns."""
+    from captioner.evaluation.benchmark import benchmark as run
+
+    if against not in (None, "transformers"):
+        raise OptionsError(f"--against takes transformers, not {against!r}")
+    try:
+        sizes = [int(size) for size in batch_sizes.split(",")]
+    except ValueError:
+        raise OptionsError(f"--batch-sizes takes numbers such as 1,8,32, not {batch_sizes!r}") from None
+    captioner = (
+        ctx.obj(model, device=device, dtype=dtype) if random is None else _random(random, device, dtype)
+    )
+    result = run(
+        captioner,
+        options=_options(captioner, num_beams),
+        batch_sizes=sizes,
+        repeats=repeats,
+        against_transformers=against is not None,
+        progress=lambda step: print(f"captioner: {step}", file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        _print_benchmark(result)
+
+
+_TITLES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "meteor": "METEOR",
+    "images": "images",
+    "images_per_second": "images/s",
+}
+
+
+def _options(captioner: Captioner, num_beams: int | None) -> GenerationOptions:
+    default = captioner.default_options
+    return default if num_beams is None else replace(default, num_beams=num_beams)
+
+
+def _random(name: str, device: str, dtype: str) -> Captioner:
+    from captioner.captioner import Captioner
+    from captioner.evaluation.architectures import random_checkpoint
+    from captioner.load import resolve_device, resolve_dtype
+
+    checkpoint, on = random_checkpoint(name), resolve_device(device)
+    checkpoint.model.to(on, resolve_dtype(dtype, on))
+    return Captioner(checkpoint, name=checkpoint.description)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("captioning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _write_predictions(path: Path, result: EvaluationResult) -> None:
+    """The ids of the captions file, with all that is known of the captions."""
+    with path.open("w", encoding="utf-8") as file:
+        for image_id, caption in result.captions.items():
+            print(json.dumps({"image_id": image_id, **caption.to_dict()}, ensure_ascii=False), file=file)
+
+
+def _print_benchmark(result: BenchmarkResult) -> None:
+    stages = result.stages_ms
+    print(
+        "model", f"{result.model}, {result.num_beams} beams, {result.tokens:.1f} tokens a caption", sep="\t"
+    )
+    print("device", f"{result.device}, {result.dtype}, {result.threads} threads", sep="\t")
+    print("one photo", f"{result.latency_p50_ms:.1f} ms, p95 {result.latency_p95_ms:.1f} ms", sep="\t")
+    print(
+        "its stages",
+        f"prepare {stages.prepare:.1f} ms, encode {stages.encode:.1f} ms, search {stages.search:.1f} ms",
+        sep="\t",
+    )
+    for size, speed in result.images_per_second.items():
+        print(f"batch of {size}", f"{speed:.1f} images/s", sep="\t")
+    print("decode loop", f"{result.tokens_per_second:.0f} tokens/s", sep="\t")
+    print("peak memory", f"{result.peak_memory_mb:.0f} MB", sep="\t")
+    if result.comparisons:
+        print("against", f"transformers {result.transformers}, {result.scope}, the same weights", sep="\t")
+    for each in result.comparisons:
+        speeds = f"{each.images_per_second:.2f} and {each.transformers_images_per_second:.2f} images/s"
+        print(
+            f"batch of {each.batch_size}",
+            f"{each.ratio:.2f} times as fast: {speeds}, {each.same:.0%} of the captions the same",
+            sep="\t",
+        )
