@@ -35,7 +35,7 @@ class DecodeRules:
     Attributes:
         prompt_ids: what every caption begins with; the start token first.
         eos_id: ends a caption.
-        pad_id: fills rows that have ended; may equal eos_id.
+        pad_id: fills up captions of different lengths; may equal eos_id.
         bad_words_ids: each a token or a sequence of tokens that no caption contains.
     """
 

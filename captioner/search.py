@@ -55,9 +55,9 @@ class Texts:
     lengths: Tensor
 
     @classmethod
-    def empty(cls, images: int, rows: int, length: int, *, pad_id: int, device: torch.device) -> Texts:
+    def empty(cls, images: int, rows: int, length: int, *, device: torch.device) -> Texts:
         return cls(
-            tokens=torch.full((images, rows, length), pad_id, device=device),
+            tokens=torch.zeros(images, rows, length, dtype=torch.int64, device=device),
             logprobs=torch.zeros(images, rows, length, device=device),
             scores=torch.full((images, rows), -torch.inf, device=device),
             lengths=torch.zeros(images, rows, dtype=torch.int64, device=device),
@@ -118,7 +118,7 @@ class Search(ABC):
         self.results: dict[int, list[Hypothesis]] = {}
         self.length = 0
         self.apply_rules = LogitsRules(options, rules, device)
-        self.live = Texts.empty(batch, rows, options.max_length, pad_id=rules.pad_id, device=device)
+        self.live = Texts.empty(batch, rows, options.max_length, device=device)
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         # one table for all divisions by a length: bounds and final scores then round alike
         self.divisors = torch.tensor(
@@ -237,8 +237,8 @@ class RowSearch(Search):
         live, going = self.live, ~self.ended
         choice = self._perturb(scores) if self.options.do_sample else scores
         ids = choice.argmax(-1, keepdim=True)  # (B, N, 1)
-        live.tokens[..., self.length - 1] = ids[..., 0].masked_fill(self.ended, self.rules.pad_id)
-        live.logprobs[..., self.length - 1] = logprobs.gather(-1, ids)[..., 0] * going
+        live.tokens[..., self.length - 1] = ids[..., 0]  # also after an end: what stands there is never read
+        live.logprobs[..., self.length - 1] = logprobs.gather(-1, ids)[..., 0]
         live.scores += scores.gather(-1, ids)[..., 0] * going
         live.lengths += going
         self.ended |= ids[..., 0] == self.rules.eos_id
@@ -288,13 +288,8 @@ class BeamSearch(Search):
     ) -> None:
         super().__init__(decoder, region_tokens, options, rules, rows=options.num_beams)
         self.live.scores[:, 0] = 0  # all rows begin alike, so only one of them may have children
-        self.kept = Texts.empty(
-            len(region_tokens),
-            1 + options.alternatives,
-            options.max_length,
-            pad_id=rules.pad_id,
-            device=region_tokens.device,
-        )
+        shape = (len(region_tokens), 1 + options.alternatives, options.max_length)
+        self.kept = Texts.empty(*shape, device=region_tokens.device)
         self.endings = torch.zeros_like(self.done, dtype=torch.int64)
 
     def _advance(self, logprobs: Tensor, scores: Tensor) -> None:
