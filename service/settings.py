@@ -1,0 +1,113 @@
+"""What can be set from outside: ``CAPTIONER_*`` variables, the same names in capitals."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+__all__ = ["Settings"]
+
+
+def _split(value: Any) -> Any:
+    """``"a, b"`` is how a list looks in an environment variable, an item a line in a file."""
+    return [item for item in re.split(r"[,\s]+", value) if item] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """Settings of one server, which serves one model on one device.
+
+    Raises:
+        pydantic.ValidationError: a value is out of range.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CAPTIONER_", frozen=True, env_ignore_empty=True, secrets_dir="/run/secrets"
+    )
+
+    model: str = Field("default", description="A name of `captioner models`, or a checkpoint directory")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`")
+    dtype: str = Field("auto", description="`auto`, `float32`, `float16` or `bfloat16`")
+    host: str = Field("127.0.0.1", description="The address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0 picks a free one")
+    api_keys: Secrets = Field(
+        (), description="Keys, one of which each client must send; commas or line breaks between"
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen beyond this machine although there are no API keys"
+    )
+    max_batch: int = Field(32, ge=1, le=1024, description="Photos in one forward pass")
+    batch_window_ms: float = Field(
+        10, ge=0, le=1000, description="How long the first photo of a batch waits for others"
+    )
+    queue_size: int = Field(
+        256, ge=1, le=65536, description="Photos accepted at a time; more are answered with 429"
+    )
+    request_timeout_s: float = Field(
+        60, gt=0, le=3600, description="Seconds for a request's body to arrive, and then for its answer"
+    )
+    max_upload_mb: float = Field(
+        32, gt=0, le=1024, description="Largest body of a request, in 10**6 bytes; also of a photo by URL"
+    )
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=500_000_000, description="Largest photo, in pixels, read from its header"
+    )
+    max_beams: int = Field(16, ge=1, le=64, description="Most beams, and most captions of a photo, to ask")
+    url_hosts: Names = Field(
+        (), description="Hosts to fetch photos from by URL, `*.example.org` for all below; none: off"
+    )
+    cors_origins: Names = Field((), description="Origins whose pages may call the API; `*` for all")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level of the JSON log on stderr"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A variable may also be a file of its name in /run/secrets; nobody is warned if there is none."""
+        assert isinstance(file_secret_settings, SecretsSettingsSource)
+        folder = file_secret_settings.secrets_dir
+        files = [file_secret_settings] if isinstance(folder, str | Path) and Path(folder).is_dir() else []
+        return init_settings, env_settings, *files
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """``max_upload_mb`` in bytes."""
+        return int(self.max_upload_mb * 1e6)
+
+    def knows(self, key: str) -> bool:
+        """Whether a client's key is one of ours; how long that takes tells nothing of how much is right."""
+        given = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        digests = [hashlib.sha256(known.get_secret_value().encode()).digest() for known in self.api_keys]
+        return sum(hmac.compare_digest(given, digest) for digest in digests) > 0  # every key is compared
+
+    def exposed(self) -> bool:
+        """Whether others than this machine's own programs could use the server without a key."""
+        if self.api_keys or self.allow_anonymous:
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
