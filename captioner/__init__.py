@@ -1,7 +1,9 @@
 """Captioner describes photographs in words and shows, word by word, where it looked."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from captioner.caption import Alternative, Caption, Word
-from captioner.captioner import Captioner, PreparedImage, StreamEvent
 from captioner.errors import (
     CaptionerError,
     CheckpointError,
@@ -13,8 +15,11 @@ from captioner.errors import (
     ImageTypeError,
     OptionsError,
 )
-from captioner.generation import GenerationOptions
 from captioner.load import ModelInfo, list_models, load
+from captioner.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from captioner.captioner import Captioner, PreparedImage, StreamEvent
 
 __all__ = [
     "Alternative",
@@ -37,3 +42,14 @@ __all__ = [
     "list_models",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used (PEP 562), so that ``captioner --help`` does not wait."""
+    if name in ("Captioner", "PreparedImage", "StreamEvent"):
+        return getattr(import_module("captioner.captioner"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

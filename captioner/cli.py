@@ -20,6 +20,7 @@ import typer
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError, OptionsError
 from captioner.evaluation.command import benchmark, evaluate
+from captioner.training.command import train
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage
@@ -72,10 +73,6 @@ TopP = Annotated[
     float | None, _wording("With --sample: from the likeliest words of this probability together.")
 ]
 Seed = Annotated[int | None, _wording("With --sample: draw the same again.")]
-
-
-app.command()(evaluate)
-app.command()(benchmark)
 
 
 class Loader(Protocol):
@@ -196,6 +193,10 @@ def convert(
 
     checkpoint = run(source, dest)
     print(_one_line(str(dest)), _one_line(checkpoint.description), sep="\t")
+
+
+for command in (train, evaluate, benchmark):
+    app.command()(command)
 
 
 def _load(name_or_path: str, /, *, device: str, dtype: str) -> Captioner:

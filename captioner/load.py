@@ -1,4 +1,7 @@
-"""A name, a directory or a model of the hub -> a ready :class:`~captioner.captioner.Captioner`."""
+"""A name, a directory or a model of the hub -> a ready :class:`~captioner.captioner.Captioner`.
+
+Whatever imports torch is imported where it is needed: ``import captioner`` alone is quick.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,19 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from captioner.captioner import Captioner
-from captioner.checkpoint import load_checkpoint, read_config
-from captioner.convert import is_hugging_face, read_hugging_face
 from captioner.errors import CheckpointError, DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+    from captioner.captioner import Captioner
 
 __all__ = ["ModelInfo", "list_models", "load", "resolve_device", "resolve_dtype"]
 
 HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ def _folders() -> list[Path]:
 
 def list_models() -> tuple[ModelInfo, ...]:
     """The models that can be loaded by name, the first of each name that is found."""
+    from captioner.checkpoint import read_config
+
     found: dict[str, ModelInfo] = {}
     for folder in _folders():
         for path in sorted(folder.glob("*/config.json")):
@@ -75,6 +81,10 @@ def load(
         CheckpointError: there is no such model, or it is damaged.
         DeviceError: this machine lacks the device, or the number type is unknown.
     """
+    from captioner.captioner import Captioner
+    from captioner.checkpoint import load_checkpoint
+    from captioner.convert import is_hugging_face, read_hugging_face
+
     on = resolve_device(device)
     number = resolve_dtype(dtype, on)
     name, models = os.fspath(name_or_path), {model.name: model for model in list_models()}
@@ -95,6 +105,8 @@ def load(
 
 def resolve_device(device: str) -> torch.device:
     """The device that a setting stands for. Raises DeviceError where this machine lacks it."""
+    import torch
+
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -113,8 +125,11 @@ def resolve_device(device: str) -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number type that a setting stands for. Raises DeviceError where it is unknown."""
+    import torch
+
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in DTYPES:
         raise DeviceError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    number: torch.dtype = getattr(torch, dtype)
+    return number
