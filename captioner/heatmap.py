@@ -7,42 +7,23 @@ drawn relative to its peak; a nearly flat one stays dim, since a peak counts as 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
-import re
 from collections.abc import Iterable
-from html import escape
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.caption import Caption, Word
 from captioner.errors import OptionsError
+from captioner.figure import INFERNO, OPACITY, Size, box_in, draw_figure, map_strength, read_page
 
 __all__ = ["check_heatmap_path", "draw_html", "draw_png", "write_heatmap"]
 
-INFERNO = "000004 1f0c48 550f6d 88226a ba3655 e35933 f98c0a f9c932"
-"""Evenly spaced stops; the last eighth, near white, is left out: it would wash out what matters most."""
-OPACITY = 0.55
-FLAT = 4.0
-
-HTML_PHOTO_SIDE = 1024
+HTML_PHOTO_SIDE, HTML_QUALITY = 1024, 88
 TILE_AREA = 280 * 280
 ROW_WIDTH = 1600
 MARGIN, GAP, LABEL_HEIGHT, TITLE_SIZE = 36, 18, 62, 34
 BACKGROUND, TEXT, MUTED, TRACK, ACCENT = "#131218", "#f4f1ea", "#9c97a6", "#2c2a35", "#f98c0a"
-
-
-class Size(NamedTuple):
-    """Pixels of an image."""
-
-    width: int
-    height: int
 
 
 def check_heatmap_path(path: str | Path) -> None:
@@ -73,7 +54,7 @@ def write_heatmap(path: str | Path, items: Iterable[tuple[Image.Image, Caption]]
     if Path(path).suffix.lower() == ".png":
         _stack([draw_png(photo, caption) for photo, caption in items]).save(path)
     else:
-        Path(path).write_text(draw_html(items), encoding="utf-8")
+        Path(path).write_text(draw_html(items), encoding="utf-8", errors="backslashreplace")
 
 
 def draw_png(photo: Image.Image, caption: Caption) -> Image.Image:
@@ -89,6 +70,7 @@ def draw_png(photo: Image.Image, caption: Caption) -> Image.Image:
     Raises:
         OptionsError: a word has no attention map.
     """
+    _check_attention(caption)
     tile = _tile_size(photo)
     photo = photo.convert("RGB").resize(tile, Image.Resampling.LANCZOS)
     count = 1 + len(caption.words)
@@ -123,48 +105,29 @@ def draw_html(items: Iterable[tuple[Image.Image, Caption]]) -> str:
     Raises:
         OptionsError: a word has no attention map.
     """
-    page = resources.files("captioner").joinpath("heatmap.html").read_text(encoding="utf-8")
-    figures = [_figure(photo, caption) for photo, caption in items]
-    policy = ["default-src 'none'", "img-src data:", *(_allow(page, tag) for tag in ("style", "script"))]
-    values = {
-        "policy": "; ".join(policy),
-        "palette": INFERNO,
-        "opacity": str(OPACITY),
-        "figures": "\n".join(figures),  # last, since it alone holds text from outside
-    }
-    for name, value in values.items():
-        page = page.replace("{{" + name + "}}", value)
-    return page
+    figures = []
+    for photo, caption in items:
+        _check_attention(caption)
+        figures.append(draw_figure(photo, caption, side=HTML_PHOTO_SIDE, quality=HTML_QUALITY))
+    return read_page("heatmap.html", figures="\n".join(figures))
 
 
-def _strength(caption: Caption, word: Word) -> NDArray[np.float32]:
-    """The word's map as (h, w) in 0…1, relative to its peak."""
-    if word.attention is None:
+def _check_attention(caption: Caption) -> None:
+    if any(word.attention is None for word in caption.words):
         file = caption.file or caption.caption
         raise OptionsError(f"{file}: the caption has no attention to draw; ask for it with attention=True")
-    attention = np.array(word.attention, dtype=np.float32)
-    strength: NDArray[np.float32] = attention / max(attention.max(), FLAT * attention.mean())
-    return strength
-
-
-def _box_in(size: Size, caption: Caption, word: Word) -> tuple[float, float, float, float] | None:
-    """The word's box, which is in pixels of the original, in those of a picture of another size."""
-    if word.box is None:
-        return None
-    x, y = size.width / caption.width, size.height / caption.height
-    left, top, right, bottom = word.box
-    return left * x, top * y, right * x, bottom * y
 
 
 def _light(photo: Image.Image, caption: Caption, word: Word) -> Image.Image:
     """The photo seen through the word's map, with its box."""
-    grid = Image.fromarray(_strength(caption, word))
+    assert word.attention is not None, "the caller checks"
+    grid = Image.fromarray(map_strength(word.attention))
     strength = np.asarray(grid.resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
     stops = np.array([list(bytes.fromhex(stop)) for stop in INFERNO.split()])
     places = np.linspace(0, 1, len(stops))
     colours = np.stack([np.interp(strength, places, channel) for channel in stops.T], axis=-1)
     lit = Image.blend(photo, Image.fromarray(colours.astype(np.uint8)), OPACITY)
-    if box := _box_in(Size(*photo.size), caption, word):
+    if box := box_in(Size(*photo.size), caption, word):
         left, top, right, bottom = box
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
         ImageDraw.Draw(lit).rounded_rectangle(corners, radius=5, outline="white", width=2)
@@ -181,65 +144,6 @@ def _label(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, text: str
     baseline = top + 36
     draw.text((left, baseline), text, fill=TEXT, font=_font_to_fit(text, 23, room), anchor="ls")
     draw.text((left + width, baseline), percent, fill=MUTED, font=small, anchor="rs")
-
-
-def _figure(photo: Image.Image, caption: Caption) -> str:
-    """The ``<figure>`` of one photograph; every text from outside is escaped."""
-    photo = photo.convert("RGB")
-    photo.thumbnail((HTML_PHOTO_SIDE, HTML_PHOTO_SIDE), Image.Resampling.LANCZOS)
-    jpeg = io.BytesIO()
-    photo.save(jpeg, "JPEG", quality=88)
-    buttons = [_button(caption, word) for word in caption.words]
-    alternatives = "".join(
-        f"<li>{escape(item.caption)} <small>{item.confidence:.0%}</small></li>"
-        for item in caption.alternatives
-    )
-    facts = f"{caption.width} × {caption.height} · {caption.model} · {caption.confidence:.0%} confident"
-    return FIGURE.format(
-        width=photo.width,
-        height=photo.height,
-        jpeg=base64.b64encode(jpeg.getvalue()).decode(),
-        caption=escape(caption.caption),
-        words=" ".join(buttons),
-        alternatives=f"<ol>{alternatives}</ol>" if alternatives else "",
-        file=escape(caption.file or "photograph"),
-        facts=escape(facts),
-    )
-
-
-FIGURE = """\
-<figure>
-<div class="stage"><div class="photo">
-<img width="{width}" height="{height}" alt="{caption}" src="data:image/jpeg;base64,{jpeg}">
-<canvas aria-hidden="true"></canvas><div class="box" aria-hidden="true"></div>
-</div></div>
-<figcaption>
-<p class="words">{words}</p>
-<p class="said" aria-live="polite"></p>
-{alternatives}
-<p class="facts"><b>{file}</b> {facts}</p>
-</figcaption>
-</figure>"""
-
-
-def _button(caption: Caption, word: Word) -> str:
-    """A word that can be pointed at, with its map in 0…255 and its box in per cent of the photo."""
-    strength = _strength(caption, word)
-    cells = " ".join(str(round(255 * float(value))) for value in strength.flat)
-    box = _box_in(Size(100, 100), caption, word) or ()
-    return (
-        f'<button type="button" aria-pressed="false" data-columns="{strength.shape[1]}" data-map="{cells}" '
-        f'data-box="{" ".join(f"{value:.2f}" for value in box)}" data-confidence="{word.confidence:.3f}">'
-        f"{escape(word.text)}</button>"
-    )
-
-
-def _allow(page: str, tag: str) -> str:
-    """The policy that allows what stands in the page's one <style> or <script>, and no other."""
-    content = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-    assert content, f"heatmap.html has a <{tag}>"
-    digest = hashlib.sha256(content[1].encode()).digest()
-    return f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _tile_size(photo: Image.Image) -> Size:

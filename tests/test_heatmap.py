@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,16 +18,8 @@ from PIL import Image
 
 from captioner.caption import Alternative, Word
 from captioner.errors import OptionsError
-from captioner.heatmap import (
-    GAP,
-    LABEL_HEIGHT,
-    MARGIN,
-    OPACITY,
-    TITLE_SIZE,
-    draw_html,
-    draw_png,
-    write_heatmap,
-)
+from captioner.figure import OPACITY
+from captioner.heatmap import GAP, LABEL_HEIGHT, MARGIN, TITLE_SIZE, draw_html, draw_png, write_heatmap
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -169,6 +162,20 @@ def test_html_holds_hostile_text_as_text():
     assert page.text.count(evil) == 4
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [evil]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_html_of_a_file_whose_name_is_no_text(tmp_path: Path):
+    caption = make_caption("a dog", file=os.fsdecode(b"caf\xe9.jpg"))
+    write_heatmap(tmp_path / "map.html", [(grey(8, 8), caption)])
+    assert "<b>caf\\udce9.jpg</b>" in (tmp_path / "map.html").read_text(encoding="utf-8")
+
+
+def test_html_shows_a_prompt_as_text():
+    caption = replace(make_caption("a dog <b>"), caption="say: a dog, <b>")
+    html = draw_html([(grey(8, 8), caption)])
+    words = re.search('<p class="words">(.*?)</p>', html)
+    assert words
+    assert re.sub("<button.*?>(.*?)</button>", r"[\1]", words[1]) == "say: [a] [dog], [&lt;b&gt;]"
 
 
 def test_html_needs_nothing_but_itself():

@@ -1,0 +1,145 @@
+"""A photograph as an HTML figure, in which pointing at a word lights the regions that it came from.
+
+What the pages of :mod:`captioner.heatmap` and :mod:`captioner.report` share: the map's strengths and colours,
+the figure with its style and script (``figure.css``, ``figure.js``), and a content security policy that allows
+those and nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from html import escape
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from captioner.caption import Caption, RegionMap, Word
+
+__all__ = ["INFERNO", "OPACITY", "Size", "box_in", "draw_figure", "map_strength", "read_page"]
+
+INFERNO = "000004 1f0c48 550f6d 88226a ba3655 e35933 f98c0a f9c932"
+"""Evenly spaced stops; the last eighth, near white, is left out: it would wash out what matters most."""
+OPACITY = 0.55
+FLAT = 4.0
+
+FIGURE = """\
+<figure>
+<div class="stage"><div class="photo">
+<img width="{width}" height="{height}" alt="{caption}" src="data:image/jpeg;base64,{jpeg}">
+<canvas aria-hidden="true"></canvas><div class="box" aria-hidden="true"></div>
+</div></div>
+<figcaption>
+<p class="words">{words}</p>
+<p class="said" aria-live="polite"></p>
+{alternatives}
+<p class="facts"><b>{file}</b> {facts}</p>
+</figcaption>
+</figure>"""
+
+
+class Size(NamedTuple):
+    """Pixels of an image."""
+
+    width: int
+    height: int
+
+
+def map_strength(attention: RegionMap) -> NDArray[np.float32]:
+    """A word's map as (h, w) in 0…1, relative to its peak; a nearly flat one stays low."""
+    values = np.array(attention, dtype=np.float32)
+    strength: NDArray[np.float32] = values / max(values.max(), FLAT * values.mean())
+    return strength
+
+
+def box_in(size: Size, caption: Caption, word: Word) -> tuple[float, float, float, float] | None:
+    """The word's box, which is in pixels of the original, in those of a picture of another size."""
+    if word.box is None:
+        return None
+    x, y = size.width / caption.width, size.height / caption.height
+    left, top, right, bottom = word.box
+    return left * x, top * y, right * x, bottom * y
+
+
+def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int) -> str:
+    """The ``<figure>`` of one photograph; every text from outside is escaped.
+
+    Args:
+        photo: the upright photograph, of any size.
+        caption: its caption; words without ``attention`` light nothing.
+        side: pixels that the picture in the page has at most.
+        quality: of its JPEG, 1…95.
+    """
+    photo = photo.convert("RGB")
+    photo.thumbnail((side, side), Image.Resampling.LANCZOS)
+    jpeg = io.BytesIO()
+    photo.save(jpeg, "JPEG", quality=quality, optimize=True)
+    alternatives = "".join(
+        f"<li>{escape(item.caption)} <small>{item.confidence:.0%}</small></li>"
+        for item in caption.alternatives
+    )
+    facts = f"{caption.width} × {caption.height} · {caption.model} · {caption.confidence:.0%} confident"
+    return FIGURE.format(
+        width=photo.width,
+        height=photo.height,
+        jpeg=base64.b64encode(jpeg.getvalue()).decode(),
+        caption=escape(caption.caption),
+        words=_sentence(caption),
+        alternatives=f"<ol>{alternatives}</ol>" if alternatives else "",
+        file=escape(caption.file or "photograph"),
+        facts=escape(facts),
+    )
+
+
+def read_page(template: str, **values: str) -> str:
+    """A page of this package with its style, its script and the policy that allows only these.
+
+    Args:
+        template: the file's name, whose ``{{name}}`` are filled in.
+        values: HTML for those names that are the template's own; they are filled in last, and not searched.
+    """
+    folder = resources.files("captioner")
+    page = folder.joinpath(template).read_text(encoding="utf-8")
+    for part in ("figure.css", "figure.js"):
+        page = page.replace("{{" + part + "}}", folder.joinpath(part).read_text(encoding="utf-8"))
+    policy = ["default-src 'none'", "img-src data:", *(_allow(page, tag) for tag in ("style", "script"))]
+    values = {"policy": "; ".join(policy), "palette": INFERNO, "opacity": str(OPACITY)} | values
+    return re.sub("{{(.*?)}}", lambda name: values[name[1]], page)
+
+
+def _sentence(caption: Caption) -> str:
+    """The whole caption with its words as buttons; a prompt's words, which the model did not write, as text."""
+    parts, at = [], 0
+    for word in caption.words:
+        start = max(at, caption.caption.find(word.text, at))
+        parts += [escape(caption.caption[at:start]), _button(caption, word)]
+        at = start + len(word.text)
+    return "".join(parts) + escape(caption.caption[at:])
+
+
+def _button(caption: Caption, word: Word) -> str:
+    """A word that can be pointed at, with its map in 0…255 and its box in per cent of the photo."""
+    looked = ""
+    if word.attention is not None:
+        strength = map_strength(word.attention)
+        cells = " ".join(str(round(255 * float(value))) for value in strength.flat)
+        box = box_in(Size(100, 100), caption, word) or ()
+        looked = f'data-columns="{strength.shape[1]}" data-map="{cells}" '
+        looked += f'data-box="{" ".join(f"{value:.2f}" for value in box)}" '
+    return (
+        f'<button type="button" aria-pressed="false" {looked}data-confidence="{word.confidence:.3f}">'
+        f"{escape(word.text)}</button>"
+    )
+
+
+def _allow(page: str, tag: str) -> str:
+    """The policy that allows what stands in the page's one <style> or <script>, and no other."""
+    content = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    assert content, f"the page has a <{tag}>"
+    digest = hashlib.sha256(content[1].encode()).digest()
+    return f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'"
