@@ -20,6 +20,7 @@ import typer
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError, OptionsError
 from captioner.evaluation.command import benchmark, evaluate
+from captioner.serve import serve
 from captioner.training.command import train
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def convert(
     print(_one_line(str(dest)), _one_line(checkpoint.description), sep="\t")
 
 
-for command in (train, evaluate, benchmark):
+for command in (train, evaluate, benchmark, serve):
     app.command()(command)
 
 

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     max_upload_mb: float = Field(
         32, gt=0, le=1024, description="Largest body of a request, in 10**6 bytes; also of a photo by URL"
     )
+    max_pending_mb: float = Field(
+        1024, gt=0, description="Bodies of all requests that are not answered yet, in 10**6 bytes; more: 429"
+    )
     max_pixels: int = Field(
         50_000_000, ge=1, le=500_000_000, description="Largest photo, in pixels, read from its header"
     )
@@ -96,6 +99,11 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """``max_upload_mb`` in bytes."""
         return int(self.max_upload_mb * 1e6)
+
+    @property
+    def max_pending_bytes(self) -> int:
+        """``max_pending_mb`` in bytes."""
+        return int(self.max_pending_mb * 1e6)
 
     def knows(self, key: str) -> bool:
         """Whether a client's key is one of ours; how long that takes tells nothing of how much is right."""

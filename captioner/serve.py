@@ -1,0 +1,44 @@
+"""The command ``captioner serve``: its options, and nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+__all__ = ["serve"]
+
+
+def serve(
+    ctx: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; by default 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; by default 8000; 0 takes a free one.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda or mps; cuda:0,cuda:1 is a process on each; all: on every GPU."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
+    allow_anonymous: Annotated[
+        bool | None,
+        typer.Option("--allow-anonymous", help="Let other machines in although there are no API keys."),
+    ] = None,
+) -> None:
+    """Serve captions over HTTP, and a page to use them with. CAPTIONER_* variables set the rest."""
+    settings = {
+        "host": host,
+        "port": port,
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "allow_anonymous": allow_anonymous,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    # By name, since the library knows nothing of the service, which is a layer above it
+    import_module("service.server").run(given, ctx.obj)

@@ -1,0 +1,102 @@
+"""The application: settings in, ASGI out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+
+from captioner import Captioner, load
+from service import docs, routes
+from service.engine import Engine
+from service.errors import register_handlers
+from service.fetch import Fetcher
+from service.inputs import Service
+from service.metrics import Metrics
+from service.middleware import Authenticate, LimitBody, Observe, SecureHeaders
+from service.settings import Settings
+
+__all__ = ["create_app"]
+
+DESCRIPTION = """Captions for photographs, and where the model looked for each word.
+
+Errors are problem documents (RFC 9457); their `type` names the kind, their `detail` says what to do."""
+
+
+def create_app(settings: Settings | None = None, captioner: Captioner | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        settings: None for those of the environment.
+        captioner: a loaded model; None loads the one that the settings name when the application starts.
+
+    The application starts and ends with its lifespan: at the end, all photos that were accepted are captioned.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        model = captioner or await asyncio.to_thread(
+            load, settings.model, device=settings.device, dtype=settings.dtype
+        )
+        engine = Engine(
+            model,
+            max_batch=settings.max_batch,
+            batch_window=settings.batch_window_ms / 1000,
+            queue_size=settings.queue_size,
+            timeout=settings.request_timeout_s,
+            max_pixels=settings.max_pixels,
+            metrics=metrics,
+        )
+        engine.start()
+        app.state.service = Service(settings, engine, Fetcher(settings.url_hosts))
+        try:
+            yield
+        finally:
+            await engine.close()
+
+    app = FastAPI(
+        title="Captioner",
+        version=version("captioner"),
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=_middleware(settings, metrics),
+    )
+    app.openapi = lambda: docs.openapi_document(app)  # type: ignore[method-assign]
+    register_handlers(app)
+    for module in (routes, docs):
+        app.include_router(module.router)
+    app.mount("/static", StaticFiles(directory=routes.STATIC, check_dir=False), name="static")
+    return app
+
+
+def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """Outermost first."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+        expose_headers=["Retry-After", "X-Request-ID"],
+    )
+    return [
+        Middleware(Observe, metrics=metrics),
+        Middleware(SecureHeaders),
+        *([cors] if settings.cors_origins else []),
+        Middleware(Authenticate, settings=settings),
+        Middleware(
+            LimitBody,
+            max_bytes=settings.max_upload_bytes,
+            max_pending_bytes=settings.max_pending_bytes,
+            seconds=settings.request_timeout_s,
+        ),
+    ]

@@ -1,0 +1,108 @@
+"""The OpenAPI document, and a page at ``/docs`` that shows it without loading anything from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.schemas import (
+    CaptionsForm,
+    CaptionsRequest,
+    ProblemOut,
+    StreamForm,
+    StreamRequest,
+)
+
+__all__ = ["body_of", "openapi_document", "problems", "router"]
+
+router = APIRouter(include_in_schema=False)
+
+SCHEMAS: list[type[BaseModel]] = [CaptionsForm, CaptionsRequest, ProblemOut, StreamForm, StreamRequest]
+"""Those that routes name by themselves, since they read their bodies by themselves."""
+
+REF = "#/components/schemas/{model}"
+
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Swagger UI writes styles into its elements."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Captioner: API</title>
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="icon" href="data:,">
+<div id="swagger-ui"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</html>
+"""
+
+START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem documents that a route can answer with, for the OpenAPI document."""
+    schema = {"schema": {"$ref": REF.format(model="ProblemOut")}}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/problem+json": schema},
+        }
+        for status in statuses
+    }
+
+
+def body_of(schemas: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """A request's body, by media type, for the OpenAPI document."""
+    content = {kind: {"schema": {"$ref": REF.format(model=type_.__name__)}} for kind, type_ in schemas.items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the schemas of bodies that FastAPI does not read itself."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        _, definitions = models_json_schema([(model, "validation") for model in SCHEMAS], ref_template=REF)
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions["$defs"])
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                found = operation["responses"].get("422", {})
+                if "application/json" in found.get("content", {}):  # FastAPI's own, which is never sent
+                    del operation["responses"]["422"]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    """Swagger UI."""
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": DOCS_POLICY})
+
+
+@router.get("/docs/{name}")
+async def docs_file(request: Request, name: str) -> Response:
+    """What Swagger UI is made of."""
+    kinds = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+    if name == "start.js":
+        return Response(START, media_type="text/javascript")
+    if name not in kinds:
+        return Response(status_code=404)
+    data = (files("fastapi_swagger") / "resources" / name).read_bytes()
+    return Response(data, media_type=kinds[name], headers={"Cache-Control": "max-age=3600"})

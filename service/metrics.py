@@ -1,0 +1,89 @@
+"""What a monitoring system reads at ``/metrics``, in a registry of the application's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from captioner import Caption
+
+__all__ = ["Metrics", "count_tokens"]
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def count_tokens(caption: Caption) -> int:
+    """How many tokens were generated; confidence is defined as exp(logprob / tokens)."""
+    if caption.confidence in (0.0, 1.0):  # rounded beyond use
+        return len(caption.words) + 1
+    return round(caption.logprob / math.log(caption.confidence))
+
+
+class Metrics:
+    """Counters and gauges of one server; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "captioner_http_requests", "Requests by route and status", ["route", "status"], registry=registry
+        )
+        self.latency = Histogram(
+            "captioner_http_request_seconds",
+            "From the request's head to the end of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.accepted = Gauge(
+            "captioner_accepted_images", "Photos of all requests being worked on", registry=registry
+        )
+        self.queue = Gauge("captioner_queue_depth", "Decoded photos that wait for a batch", registry=registry)
+        self.streams = Gauge("captioner_streams", "Captions being streamed", registry=registry)
+        self.batch_size = Histogram(
+            "captioner_batch_size", "Photos in a forward pass", buckets=SIZES, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "captioner_batch_seconds", "Duration of a batch", buckets=SECONDS, registry=registry
+        )
+        self.images = Counter(
+            "captioner_images", "Photos: captioned, failed or dropped", ["outcome"], registry=registry
+        )
+        self.tokens = Counter("captioner_tokens", "Tokens of the best captions", registry=registry)
+        self.out_of_memory = Counter(
+            "captioner_out_of_memory", "Batches that did not fit the device's memory", registry=registry
+        )
+        for outcome in ("captioned", "failed", "dropped"):
+            self.images.labels(outcome)
+
+    def watch_memory(self, device: torch.device) -> None:
+        """Report the memory that tensors take on a GPU; the process's own is always reported."""
+        if device.type == "cpu":
+            return
+        gauge = Gauge("captioner_device_memory_bytes", "Memory that tensors take", registry=self.registry)
+        if device.type == "cuda":
+            gauge.set_function(lambda: float(torch.cuda.memory_allocated(device)))
+        else:
+            gauge.set_function(lambda: float(torch.mps.current_allocated_memory()))
+
+    def count(self, captions: Sequence[Caption]) -> None:
+        """Count captions that were made."""
+        self.images.labels("captioned").inc(len(captions))
+        self.tokens.inc(sum(count_tokens(caption) for caption in captions))
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,188 @@
+"""The service's own routes: captions, whole or as a stream, models, health and metrics, and the page."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from captioner import Caption, GenerationOptions, StreamEvent
+from service.docs import body_of, problems
+from service.engine import NotReadyError
+from service.errors import Problem, problem_of
+from service.inputs import ImageIn, Service, load_images, read_captions_request, service_of, until_gone
+from service.schemas import (
+    CaptionsForm,
+    CaptionsOut,
+    CaptionsRequest,
+    ModelOut,
+    ModelsOut,
+    StatusOut,
+    StreamForm,
+    StreamRequest,
+)
+from service.sse import EventStream, format_event
+
+__all__ = ["STATIC", "caption_images", "router", "stream_image"]
+
+STATIC = Path(__file__).parent / "static"
+
+router = APIRouter()
+
+_BUSY = (408, 413, 415, 422, 429, 500, 503)
+
+
+@router.post(
+    "/v1/captions",
+    tags=["captions"],
+    summary="Caption photos",
+    response_model=CaptionsOut,
+    responses=problems(400, 401, *_BUSY),
+    openapi_extra=body_of({"multipart/form-data": CaptionsForm, "application/json": CaptionsRequest}),
+)
+async def create_captions(request: Request) -> Response:
+    """A caption for each photo, in order, with the confidence of each word."""
+    images, options = await read_captions_request(request)
+    service = service_of(request)
+    captions = await until_gone(request, caption_images(service, images, options))
+    return JSONResponse(
+        {"model": service.engine.captioner.name, "captions": [caption.to_dict() for caption in captions]}
+    )
+
+
+@router.post(
+    "/v1/captions/stream",
+    tags=["captions"],
+    summary="Caption a photo word by word",
+    responses={
+        200: {
+            "description": "Events `text`, whose `text` the caption goes on with; then one `caption`, the "
+            "whole as `/v1/captions` gives it; or `error`, a problem document.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems(400, 401, *_BUSY),
+    },
+    response_class=Response,
+    openapi_extra=body_of({"multipart/form-data": StreamForm, "application/json": StreamRequest}),
+)
+async def stream_caption(request: Request) -> Response:
+    """The words of one photo's caption as soon as they are decided, as server-sent events."""
+    (image,), options = await read_captions_request(request, max_images=1)
+    events = await stream_image(request, image, options)
+    return EventStream(request, _as_sse(events))
+
+
+@router.get("/v1/models", tags=["models"], response_model=ModelsOut, responses=problems(401, 503))
+async def list_models(request: Request) -> Response:
+    """The models that this server serves: one, and how it captions where a request does not say."""
+    return JSONResponse(ModelsOut(data=[_model(service_of(request))]).model_dump())
+
+
+@router.get(
+    "/v1/models/{model:path}", tags=["models"], response_model=ModelOut, responses=problems(401, 404, 503)
+)
+async def get_model(request: Request, model: str) -> Response:
+    """One model by its name."""
+    service = service_of(request)
+    check_model(service, model)
+    return JSONResponse(_model(service).model_dump())
+
+
+@router.get("/healthz", tags=["operations"], response_model=StatusOut, responses=problems(503))
+async def health(request: Request) -> Response:
+    """Whether the process is alive; if not, only a new one helps."""
+    if not service_of(request).engine.alive:
+        raise NotReadyError("the inference thread has ended: restart the server")
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/readyz", tags=["operations"], response_model=StatusOut, responses=problems(503))
+async def ready(request: Request) -> Response:
+    """Whether photos are taken on: the model is loaded and warm, and the server is not shutting down."""
+    service_of(request).engine.check_ready()
+    return JSONResponse({"status": "ready"})
+
+
+@router.get(
+    "/metrics", tags=["operations"], response_class=PlainTextResponse, responses=problems(401)
+)
+async def metrics(request: Request) -> Response:
+    """What happened since the start, in Prometheus's text format."""
+    return Response(service_of(request).engine.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The web page."""
+    return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+async def caption_images(
+    service: Service, images: Sequence[ImageIn], options: GenerationOptions
+) -> list[Caption]:
+    """Fetch or decode what the request brought, and caption it; errors are those of both."""
+    return await service.engine.caption(await load_images(service, images), options)
+
+
+async def stream_image(
+    request: Request, image: ImageIn, options: GenerationOptions
+) -> AsyncGenerator[StreamEvent]:
+    """The events of one photo's caption, once the first is there: until then, errors still have a status."""
+    service = service_of(request)
+
+    async def begin() -> tuple[StreamEvent, AsyncGenerator[StreamEvent]]:
+        (upload,) = await load_images(service, [image])
+        events = service.engine.stream(upload, options)
+        return await anext(events), events
+
+    first, events = await until_gone(request, begin())
+
+    async def all_events() -> AsyncGenerator[StreamEvent]:
+        async with contextlib.aclosing(events):
+            yield first
+            async for event in events:
+                yield event
+
+    return all_events()
+
+
+def check_model(service: Service, name: str) -> None:
+    """Raise a Problem with status 404 if another model is asked for than the one that is served."""
+    served = service.engine.captioner.name
+    if name not in (served, "default"):
+        detail = f"this server has {served!r}, not {name[:100]!r}"
+        raise Problem(404, "model", "No such model", detail)
+
+
+async def _as_sse(events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(events):
+        try:
+            async for event in events:
+                if event.text:
+                    yield format_event({"text": event.text}, name="text")
+                if event.caption:
+                    yield format_event(event.caption.to_dict(), name="caption")
+        except Exception as error:
+            yield format_event(problem_of(error).document, name="error")
+
+
+def _model(service: Service) -> ModelOut:
+    captioner = service.engine.captioner
+    defaults: dict[str, Any] = asdict(captioner.default_options)
+    return ModelOut(
+        id=captioner.name,
+        created=service.engine.started_at,
+        owned_by="captioner",
+        description=captioner.description,
+        parameters=captioner.parameters,
+        device=str(captioner.device),
+        dtype=str(captioner.dtype).removeprefix("torch."),
+        default_options=defaults,
+        max_beams=service.settings.max_beams,
+    )

@@ -1,0 +1,222 @@
+"""The JSON that goes in and out, for validation and for the OpenAPI document."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from captioner import GenerationOptions, OptionsError
+
+__all__ = [
+    "Base64Image",
+    "CaptionOptions",
+    "CaptionsForm",
+    "CaptionsOut",
+    "CaptionsRequest",
+    "ModelOut",
+    "ModelsOut",
+    "ProblemOut",
+    "StatusOut",
+    "StreamForm",
+    "StreamRequest",
+    "UrlImage",
+]
+
+MAX_IMAGES = 64
+"""Photos of one request."""
+
+EXAMPLE_PNG = (  # 2 × 2 pixels, red
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U1AAAAABJRU5ErkJggg=="
+)
+
+BadWord = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CaptionOptions(_Strict):
+    """How to caption. What is left out is as suits the model; ``/v1/models`` says how that is."""
+
+    num_beams: int | None = Field(None, ge=1, le=64, description="Beams of the search; 1 is greedy.")
+    max_length: int | None = Field(None, ge=1, le=1024, description="Tokens at most.")
+    min_length: int | None = Field(None, ge=0, le=1024, description="Tokens at least.")
+    length_penalty: float | None = Field(
+        None, ge=-10, le=10, description="Exponent of the length in a beam's score; more is longer."
+    )
+    repetition_penalty: float | None = Field(
+        None, ge=0.1, le=10, description="Above 1, words already used become less likely."
+    )
+    no_repeat_ngram_size: int | None = Field(
+        None, ge=0, le=16, description="Never say so many words in a row twice."
+    )
+    bad_words: Annotated[list[BadWord], Field(max_length=64)] | None = Field(
+        None, description="Words never to use."
+    )
+    prompt: str | None = Field(None, max_length=300, description="Words that the caption begins with.")
+    do_sample: bool | None = Field(None, description="Draw the words at random.")
+    temperature: float | None = Field(None, ge=0.01, le=100, description="With do_sample: below 1 is tamer.")
+    top_k: int | None = Field(
+        None, ge=0, le=1_000_000, description="With do_sample: from the k likeliest words."
+    )
+    top_p: float | None = Field(
+        None,
+        ge=0.001,
+        le=1,
+        description="With do_sample: from the likeliest words of this probability together.",
+    )
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="With do_sample: draw the same again.")
+    alternatives: int | None = Field(
+        None, ge=0, le=63, description="Further captions to give, best first; num_beams rises with it."
+    )
+    attention: bool | None = Field(None, description="For each word, where the model looked, and its box.")
+    early_stopping: bool | None = Field(None, description="Stop once each beam has ended.")
+
+    def to_options(self, defaults: GenerationOptions, *, max_beams: int) -> GenerationOptions:
+        """The library's options: the model's defaults, changed by what was given.
+
+        Raises:
+            OptionsError: they contradict each other, or ask for more beams than the server allows.
+        """
+        given: dict[str, Any] = self.model_dump(include=set(CaptionOptions.model_fields), exclude_none=True)
+        if "bad_words" in given:
+            given["bad_words"] = tuple(given["bad_words"])
+        if "alternatives" in given:
+            given.setdefault("num_beams", max(defaults.num_beams, given["alternatives"] + 1))
+        options = replace(defaults, **given)
+        if max(options.num_beams, options.alternatives + 1) > max_beams:
+            raise OptionsError(
+                f"this server allows {max_beams} beams, and as many captions of a photo, at most"
+            )
+        return options
+
+
+class Base64Image(_Strict):
+    """A photo in the request itself."""
+
+    base64: str = Field(
+        description="The file's bytes, base64.", json_schema_extra={"contentEncoding": "base64"}
+    )
+    name: str = Field("", max_length=255, description="Comes back as the caption's `file`.")
+
+
+class UrlImage(_Strict):
+    """A photo elsewhere, where the server allows its host."""
+
+    url: str = Field(max_length=2048, description="An https address.")
+    name: str = Field("", max_length=255, description="Comes back as the caption's `file`.")
+
+
+class CaptionsRequest(CaptionOptions):
+    """Photos, and how to caption them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"images": [{"base64": EXAMPLE_PNG}], "attention": True}]}
+    )
+    images: list[Base64Image | UrlImage] = Field(min_length=1, max_length=MAX_IMAGES)
+
+
+class StreamRequest(CaptionsRequest):
+    """One photo, and how to caption it."""
+
+    images: list[Base64Image | UrlImage] = Field(min_length=1, max_length=1)
+
+
+class CaptionsForm(CaptionOptions):
+    """Photos as files of a form, and how to caption them."""
+
+    image: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
+        min_length=1, max_length=MAX_IMAGES, description="JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
+    )
+
+
+class StreamForm(CaptionOptions):
+    """One photo as a file of a form, and how to caption it."""
+
+    image: Annotated[str, Field(json_schema_extra={"format": "binary"})]
+
+
+class WordOut(BaseModel):
+    """One word of a caption."""
+
+    text: str
+    logprob: float = Field(le=0, description="Natural log-probability.")
+    confidence: float = Field(ge=0, le=1, description="exp(mean token log-prob).")
+    attention: list[list[float]] | None = Field(
+        None, description="Where the model looked: rows from the top; sums to 1. On request."
+    )
+    box: tuple[int, int, int, int] | None = Field(
+        None,
+        description="What it singled out: left, top, right, bottom in pixels of the upright photo.",
+    )
+
+
+class AlternativeOut(BaseModel):
+    """Another caption of the same photo."""
+
+    caption: str
+    confidence: float = Field(ge=0, le=1)
+    logprob: float = Field(le=0)
+
+
+class CaptionOut(BaseModel):
+    """The caption of one photo."""
+
+    file: str | None
+    model: str
+    width: int = Field(description="Pixels of the upright photo.")
+    height: int
+    caption: str
+    confidence: float = Field(ge=0, le=1, description="exp(mean token log-prob).")
+    logprob: float = Field(le=0)
+    words: list[WordOut]
+    alternatives: list[AlternativeOut]
+
+
+class CaptionsOut(BaseModel):
+    """A caption for each photo, in order."""
+
+    model: str
+    captions: list[CaptionOut]
+
+
+class ModelOut(BaseModel):
+    """A model that this server serves."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str
+    description: str
+    parameters: int
+    device: str
+    dtype: str
+    default_options: dict[str, Any]
+    max_beams: int
+
+
+class ModelsOut(BaseModel):
+    """All models that this server serves."""
+
+    object: str = "list"
+    data: list[ModelOut]
+
+
+class StatusOut(BaseModel):
+    """That all is well."""
+
+    status: str
+
+
+class ProblemOut(BaseModel):
+    """An RFC 9457 problem document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="Names the kind of problem: `urn:captioner:problem:…`.")
+    title: str
+    status: int
+    detail: str = Field(description="What is wrong this time, and what to do about it.")

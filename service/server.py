@@ -1,0 +1,91 @@
+"""Runs the application under uvicorn: in this process, or in one for each device."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import uvicorn
+from pydantic import ValidationError
+
+from captioner import Captioner, OptionsError
+from service.app import create_app
+from service.logs import configure_logging
+from service.settings import Settings
+
+__all__ = ["run", "uvicorn_config"]
+
+logger = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """What finds a model by name, such as :func:`captioner.load`."""
+
+    def __call__(self, name_or_path: str, /, *, device: str, dtype: str) -> Captioner:
+        """Raises CheckpointError or DeviceError."""
+
+
+def run(given: Mapping[str, Any], load: Loader) -> None:
+    """Serve until SIGTERM or Ctrl-C; then answer what was accepted, and return.
+
+    Args:
+        given: settings that count more than those of the environment.
+        load: what finds the model.
+
+    Raises:
+        OptionsError: the settings are not valid, or would let strangers in.
+        OSError: the address cannot be listened on.
+        CaptionerError: the model cannot be loaded.
+    """
+    settings = _settings(given)
+    listener = _bind(settings.host, settings.port)
+    with listener:
+        configure_logging(settings.log_level)
+        captioner = load(settings.model, device=settings.device, dtype=settings.dtype)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        logger.info("serving at http://%s:%d", host, listener.getsockname()[1])
+        config = uvicorn_config(create_app(settings, captioner), settings)
+        uvicorn.Server(config).run([listener])
+
+
+def uvicorn_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(2 * settings.request_timeout_s) + 5,
+        **options,
+    )
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        found = [f"CAPTIONER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
+        raise OptionsError("; ".join(found)) from error
+    if settings.exposed():
+        raise OptionsError(
+            f"{settings.host} is open to other machines and there are no API keys: set CAPTIONER_API_KEYS, "
+            "listen on 127.0.0.1, or let everybody in with --allow-anonymous"
+        )
+    return settings
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that listens once uvicorn does, so that a port in use is known before a model is loaded."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+    return listener
