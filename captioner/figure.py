@@ -1,8 +1,8 @@
 """A photograph as an HTML figure, in which pointing at a word lights the regions that it came from.
 
-What the pages of :mod:`captioner.heatmap` and :mod:`captioner.report` share: the map's strengths and colours,
-the figure with its style and script (``figure.css``, ``figure.js``), and a content security policy that allows
-those and nothing from elsewhere.
+What the pages of :mod:`captioner.heatmap` and :mod:`captioner.report` share: a map's strengths and colours, the
+figure with its style and script (``figure.css``, ``figure.js``), and a content security policy that allows
+these and nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -113,13 +113,14 @@ def read_page(template: str, **values: str) -> str:
 
 
 def _sentence(caption: Caption) -> str:
-    """The whole caption with its words as buttons; a prompt's words, which the model did not write, as text."""
-    parts, at = [], 0
-    for word in caption.words:
-        start = max(at, caption.caption.find(word.text, at))
-        parts += [escape(caption.caption[at:start]), _button(caption, word)]
-        at = start + len(word.text)
-    return "".join(parts) + escape(caption.caption[at:])
+    """The whole caption, its words as buttons; those of a prompt, which the model did not write, are text."""
+    parts, text, end = [], caption.caption, len(caption.caption)
+    for word in reversed(caption.words):  # from the end, where no prompt can hold the same word
+        start = text.rfind(word.text, 0, end)
+        start = end if start < 0 else start
+        parts += [escape(text[start + len(word.text) : end]), _button(caption, word)]
+        end = start
+    return "".join([escape(text[:end]), *reversed(parts)])
 
 
 def _button(caption: Caption, word: Word) -> str:
