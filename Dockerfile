@@ -1,0 +1,58 @@
+# The server and all commands, with the weights inside: nothing is fetched when it runs.
+#
+#   docker build -t captioner .                                  for CPUs
+#   docker build -t captioner:cuda --build-arg TORCH=cu130 .     for NVIDIA GPUs; the host brings the driver
+#
+# An index of your own: --secret id=pip.conf,src=$HOME/.config/pip/pip.conf with --build-arg TORCH= ; pip's
+# configuration is there for the build's commands alone and gets into no layer.
+ARG BASE_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
+
+# What captioner needs, in an environment that changes only with pyproject.toml and constraints.txt.
+FROM ${BASE_IMAGE} AS dependencies
+# Which build of torch, by its name in PyTorch's index; none: the one that pip's configuration leads to
+ARG TORCH=cpu
+ARG TORCH_VERSION=2.14.1
+WORKDIR /build
+RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/captioner
+COPY pyproject.toml constraints.txt ./
+# timm and torchvision stay away: only checkpoints with a backbone of timm want them, and no command makes such
+RUN python3 -c "import re, tomllib; \
+        needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
+        print(*(line for line in needed if not re.match('timm|torch', line)), sep='\n')" > requirements.txt \
+    && grep --invert-match '^torch' constraints.txt > pins.txt
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip/bin/pip --python /opt/captioner/bin/python --no-cache-dir install --only-binary :all: \
+        ${TORCH:+--extra-index-url "https://download.pytorch.org/whl/${TORCH}"} \
+        "torch==${TORCH_VERSION}" --requirement requirements.txt --constraint pins.txt
+
+FROM dependencies AS program
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY captioner captioner
+COPY service service
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip/bin/pip --python /opt/captioner/bin/python --no-cache-dir install --no-deps --prefix /program .
+
+FROM ${BASE_IMAGE}
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="Captioner" \
+      org.opencontainers.image.description="Captions for photographs, and where the model looked for each word" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin captioner
+COPY --from=dependencies /opt/captioner /opt/captioner
+COPY weights /opt/captioner/weights
+COPY --from=program /program /opt/captioner
+ENV PATH=/opt/captioner/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_OFFLINE=1 \
+    CAPTIONER_WEIGHTS=/opt/captioner/weights \
+    CAPTIONER_HOST=0.0.0.0 \
+    CAPTIONER_PORT=8000
+USER 10001:10001
+WORKDIR /photos
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"CAPTIONER_PORT\"]}/readyz')"]
+ENTRYPOINT ["captioner"]
+CMD ["serve"]
