@@ -43,5 +43,6 @@ rm -rf build/image/rootfs
 container=$(buildah "${store[@]}" from captioner)
 cp -a "$(buildah "${store[@]}" mount "$container")" build/image/rootfs
 buildah "${store[@]}" rm "$container" >/dev/null
+buildah "${store[@]}" rmi --prune >/dev/null
 buildah "${store[@]}" inspect --type image captioner >build/image/config.json
 du -sh build/image/rootfs

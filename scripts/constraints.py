@@ -1,8 +1,7 @@
 """Print the versions of everything that Captioner and its extras need, as they are installed here.
 
-    make check test && .venv/bin/python scripts/constraints.py > constraints.txt
-
-What passed the tests is thereby what `pip install --constraint constraints.txt` gives to others.
+After `make check test`, `.venv/bin/python scripts/constraints.py > constraints.txt`: what passed the tests is
+what `pip install --constraint constraints.txt` gives to others.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-HEADER = "# What the tests passed with, by scripts/constraints.py; for pip install --constraint constraints.txt"
+HEADER = "# What the tests passed with, by scripts/constraints.py: pip install --constraint constraints.txt"
 
 
 def installed_closure(name: str) -> dict[str, str]:

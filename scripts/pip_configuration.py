@@ -1,7 +1,4 @@
-"""Write pip's whole configuration on this machine into one file, and print the local paths that it names.
-
-    python3 scripts/pip_configuration.py pip.conf
-"""
+"""Write the whole of pip's configuration here to the file given, and print the local paths that it names."""
 
 from __future__ import annotations
 
