@@ -1,0 +1,155 @@
+// @ts-check
+/** The page: photos come in, wait for their turn, and become captions. */
+
+import { Problem, captionPhoto, describeModel, isReady } from "./api.js";
+import { Card } from "./card.js";
+import { watchIntake } from "./intake.js";
+import { Options } from "./options.js";
+import { shrink } from "./shrink.js";
+import { download, toCsv, toJson } from "./share.js";
+
+const AT_ONCE = 3;
+const POLL_MS = 2000;
+
+/** @type {Card[]} */
+let cards = [];
+
+/** @param {string} id @returns {any} */
+const byId = (id) => document.getElementById(id);
+const options = new Options(byId("options"), () => {
+  showModel();
+  for (const card of cards) if (card.problem?.status === 401) card.wait();
+  work();
+});
+
+/** @param {string} text - for screen readers */
+function announce(text) {
+  byId("live").textContent = text;
+}
+
+/** @param {File[]} files */
+function add(files) {
+  if (!files.length || !options.check()) return;
+  const added = files.map((file) => new Card(file, { announce, onRetry: again, onRemove: remove }));
+  cards.push(...added);
+  byId("photos").append(...added.map((card) => card.element));
+  announce(files.length === 1 ? `${files[0].name} added` : `${files.length} photos added`);
+  for (const card of added) {
+    if (card.file.type && !card.file.type.startsWith("image/")) {
+      card.fail(new Problem({ title: "Not a photo", detail: `It is ${card.file.type}.`, status: 415 }));
+    }
+  }
+  work();
+  added[0].element.scrollIntoView({ block: "nearest" });
+}
+
+/** Start what may start now. */
+function work() {
+  const working = cards.filter((card) => card.state === "working").length;
+  const waiting = cards.filter((card) => card.state === "waiting");
+  for (const card of waiting.slice(0, Math.max(0, AT_ONCE - working))) captionCard(card);
+  summarize();
+}
+
+/** @param {Card} card */
+async function captionCard(card) {
+  const { signal } = card.abort;
+  /** @param {Blob} photo */
+  const send = async (photo) => card.finish(await captionPhoto(photo, card.file.name, {
+    options: options.fields,
+    key: options.key,
+    signal,
+    onText: (text) => card.write(text),
+    onWait: (seconds) => card.hold(seconds),
+  }), photo);
+  card.work();
+  try {
+    await send(card.file).catch(async (error) => {
+      const smaller = error.status === 413 && await shrink(card.file);
+      if (!smaller) throw error;
+      await send(smaller);
+    });
+    announce(`${card.file.name}: ${card.caption?.caption}`);
+  } catch (error) {
+    if (signal.aborted) return;
+    if (!(error instanceof Problem)) throw error;
+    card.fail(error);
+    announce(`${card.file.name}: ${error.title}. ${error.detail}`);
+    if (error.status === 401) options.askForKey();
+  } finally {
+    work();
+  }
+}
+
+/** @param {Card} card */
+function again(card) {
+  if (!options.check()) return;
+  card.wait();
+  work();
+}
+
+/** @param {Card} card */
+function remove(card) {
+  const index = cards.indexOf(card);
+  card.remove();
+  cards = cards.filter((other) => other !== card);
+  work();
+  const next = cards[Math.min(index, cards.length - 1)];
+  (next ? next.element.querySelector("button.remove") : byId("picker")).focus();
+}
+
+function summarize() {
+  const done = cards.flatMap((card) => card.caption ?? []), failed = cards.filter((card) => card.problem);
+  const open = cards.length - done.length - failed.length;
+  const photos = cards.length === 1 ? "1 photo" : `${cards.length} photos`;
+  const without = failed.length ? ` · ${failed.length} without a caption` : "";
+  byId("count").textContent = open ? `${done.length} of ${photos} captioned` : photos + without;
+  byId("results").hidden = !cards.length;
+  document.body.classList.toggle("begun", cards.length > 0);
+  byId("call").textContent = cards.length ? "Add photos" : "Choose photos";
+  for (const id of ["json", "csv"]) byId(id).disabled = !done.length;
+  byId("again").disabled = open > 0;
+}
+
+/** @param {string} id @param {string} type @param {(captions: import("./api.js").Caption[]) => string} write */
+function offerDownload(id, type, write) {
+  byId(id).addEventListener("click", () => {
+    download(`captions.${id}`, type, write(cards.flatMap((card) => card.caption ?? [])));
+  });
+}
+
+async function showModel() {
+  const text = byId("model").querySelector(".text");
+  try {
+    while (!(await isReady())) {
+      byId("model").dataset.state = "warming";
+      text.textContent = "model is warming up";
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+    const model = await describeModel(options.key);
+    options.adopt(model);
+    byId("model").dataset.state = "ready";
+    text.textContent = `${model.id} on ${model.device}`;
+  } catch (error) {
+    const needsKey = error instanceof Problem && error.status === 401;
+    byId("model").dataset.state = needsKey ? "locked" : "gone";
+    text.textContent = needsKey ? "needs an API key" : "server out of reach";
+  }
+}
+
+byId("again").addEventListener("click", () => {
+  if (!options.check()) return;
+  for (const card of cards) card.wait();
+  work();
+});
+byId("clear").addEventListener("click", () => {
+  for (const card of cards) card.remove();
+  cards = [];
+  work();
+  announce("All photos removed");
+  byId("picker").focus();
+});
+offerDownload("json", "application/json", toJson);
+offerDownload("csv", "text/csv", toCsv);
+watchIntake(byId("picker"), byId("veil"), add);
+showModel();
