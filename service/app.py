@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from captioner import Captioner, load
-from service import docs, routes
+from service import compat, docs, routes
 from service.engine import Engine
 from service.errors import register_handlers
 from service.fetch import Fetcher
@@ -36,18 +36,18 @@ def create_app(settings: Settings | None = None, captioner: Captioner | None = N
         settings: None for those of the environment.
         captioner: a loaded model; None loads the one that the settings name when the application starts.
 
-    The application starts and ends with its lifespan: at the end, all photos that were accepted are captioned.
+    The application starts and ends with its lifespan; at the end, all that was accepted is captioned.
     """
     settings = settings or Settings()
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        model = captioner or await asyncio.to_thread(
-            load, settings.model, device=settings.device, dtype=settings.dtype
-        )
+        def find() -> Captioner:
+            return load(settings.model, device=settings.device, dtype=settings.dtype)
+
         engine = Engine(
-            model,
+            captioner or await asyncio.to_thread(find),
             max_batch=settings.max_batch,
             batch_window=settings.batch_window_ms / 1000,
             queue_size=settings.queue_size,
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None, captioner: Captioner | None = N
     )
     app.openapi = lambda: docs.openapi_document(app)  # type: ignore[method-assign]
     register_handlers(app)
-    for module in (routes, docs):
+    for module in (routes, compat, docs):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=routes.STATIC, check_dir=False), name="static")
     return app

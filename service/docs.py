@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.compat_schemas import ChatRequest, InferenceRequest
 from service.schemas import (
     CaptionsForm,
     CaptionsRequest,
@@ -25,7 +26,15 @@ __all__ = ["body_of", "openapi_document", "problems", "router"]
 
 router = APIRouter(include_in_schema=False)
 
-SCHEMAS: list[type[BaseModel]] = [CaptionsForm, CaptionsRequest, ProblemOut, StreamForm, StreamRequest]
+SCHEMAS: list[type[BaseModel]] = [
+    CaptionsForm,
+    CaptionsRequest,
+    ChatRequest,
+    InferenceRequest,
+    ProblemOut,
+    StreamForm,
+    StreamRequest,
+]
 """Those that routes name by themselves, since they read their bodies by themselves."""
 
 REF = "#/components/schemas/{model}"
@@ -64,9 +73,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def body_of(schemas: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
-    """A request's body, by media type, for the OpenAPI document."""
-    content = {kind: {"schema": {"$ref": REF.format(model=type_.__name__)}} for kind, type_ in schemas.items()}
+def body_of(schemas: Mapping[str, type[BaseModel] | type[bytes]]) -> dict[str, Any]:
+    """A request's body, by media type, for the OpenAPI document; bytes are a file as it is."""
+    content = {
+        kind: {"schema": {} if type_ is bytes else {"$ref": REF.format(model=type_.__name__)}}
+        for kind, type_ in schemas.items()
+    }
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +113,7 @@ class Engine:
         return self._worker.alive
 
     def check_ready(self) -> None:
-        """Raise NotReadyError before the model is warm, when its thread has ended, and after :meth:`close`."""
+        """Raise NotReadyError until the model is warm, once its thread has ended, and after :meth:`close`."""
         if self._closing:
             raise NotReadyError("the server is shutting down")
         if not self.alive:
@@ -155,7 +155,7 @@ class Engine:
             except TimeoutError as error:
                 raise self._too_late() from error
 
-    async def stream(self, upload: Upload, options: GenerationOptions) -> AsyncIterator[StreamEvent]:
+    async def stream(self, upload: Upload, options: GenerationOptions) -> AsyncGenerator[StreamEvent]:
         """Caption one photo, giving words as soon as they are decided; the last event has the whole caption.
 
         Close the iterator, and the rest is not computed. Errors are those of :meth:`caption`.

@@ -1,8 +1,8 @@
 """Photos by URL, without becoming a way into the network that the server stands in (CWE-918).
 
-Only https, only port 443, only hosts that the settings name. The name is resolved once, every address it has must
-be a public one, and the connection goes to the address that was checked: a second look-up could give another
-answer ("DNS rebinding"). A redirect is a new URL, checked from the start.
+Only https, only port 443, only hosts that the settings name. The name is resolved once, every address it has
+must be a public one, and the connection goes to the address that was checked: a second look-up could give
+another answer ("DNS rebinding"). A redirect is a new URL, checked from the start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 10.0
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 
 _UNICAST = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that is given out to the internet; NAT64, site-local and IPv4-compatible addresses are outside."""
+"""All of IPv6 that is given out to the internet; NAT64 and site-local addresses are outside."""
 
 # What ``is_global`` lets pass, or did in some Python, and yet leads inside
 _INSIDE = [
@@ -158,7 +158,9 @@ async def _read(response: httpx.Response, max_bytes: int) -> bytes:
     async for chunk in response.aiter_raw():
         data += chunk
         if len(data) > max_bytes:
-            detail = f"there is more at the URL than the {max_bytes / 1e6:g} MB that are left for this request"
+            detail = (
+                f"there is more at the URL than the {max_bytes / 1e6:g} MB that are left for this request"
+            )
             raise Problem(413, "url-size", "The photo is too large", detail)
     return bytes(data)
 

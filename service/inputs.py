@@ -54,9 +54,7 @@ class Service:
 
     def options(self, given: CaptionOptions) -> GenerationOptions:
         """The options of a request; OptionsError if they cannot be followed."""
-        return given.to_options(
-            self.engine.captioner.default_options, max_beams=self.settings.max_beams
-        )
+        return given.to_options(self.engine.captioner.default_options, max_beams=self.settings.max_beams)
 
 
 def service_of(request: Request) -> Service:

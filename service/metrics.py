@@ -16,7 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from captioner import Caption
+from captioner import Alternative, Caption
 
 __all__ = ["Metrics", "count_tokens"]
 
@@ -24,10 +24,10 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-def count_tokens(caption: Caption) -> int:
+def count_tokens(caption: Caption | Alternative) -> int:
     """How many tokens were generated; confidence is defined as exp(logprob / tokens)."""
     if caption.confidence in (0.0, 1.0):  # rounded beyond use
-        return len(caption.words) + 1
+        return len(caption.caption.split()) + 1
     return round(caption.logprob / math.log(caption.confidence))
 
 

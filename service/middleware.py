@@ -27,8 +27,8 @@ __all__ = ["PAGE_POLICY", "Authenticate", "LimitBody", "Observe", "SecureHeaders
 logger = logging.getLogger(__name__)
 
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content-Security-Policy: nothing from elsewhere; blob: and data: are the photos that a user just picked."""
 
@@ -200,9 +200,7 @@ class LimitBody:
 
     def _too_large(self) -> Problem:
         detail = f"the body has more than {self.max_bytes / 1e6:g} MB: send smaller or fewer photos"
-        return Problem(
-            413, "body-size", "The request is too large", detail, headers={"Connection": "close"}
-        )
+        return Problem(413, "body-size", "The request is too large", detail, headers={"Connection": "close"})
 
     def _too_slow(self) -> Problem:
         detail = f"the body did not arrive within {self.seconds:g} seconds"

@@ -29,13 +29,14 @@ from service.schemas import (
 )
 from service.sse import EventStream, format_event
 
-__all__ = ["STATIC", "caption_images", "router", "stream_image"]
+__all__ = ["BUSY", "STATIC", "caption_images", "check_model", "router", "stream_image"]
 
 STATIC = Path(__file__).parent / "static"
 
 router = APIRouter()
 
-_BUSY = (408, 413, 415, 422, 429, 500, 503)
+BUSY = (408, 413, 415, 422, 429, 500, 503)
+"""What every route that captions photos can answer with, besides what its own input can be wrong in."""
 
 
 @router.post(
@@ -43,7 +44,7 @@ _BUSY = (408, 413, 415, 422, 429, 500, 503)
     tags=["captions"],
     summary="Caption photos",
     response_model=CaptionsOut,
-    responses=problems(400, 401, *_BUSY),
+    responses=problems(400, 401, *BUSY),
     openapi_extra=body_of({"multipart/form-data": CaptionsForm, "application/json": CaptionsRequest}),
 )
 async def create_captions(request: Request) -> Response:
@@ -66,7 +67,7 @@ async def create_captions(request: Request) -> Response:
             "whole as `/v1/captions` gives it; or `error`, a problem document.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **problems(400, 401, *_BUSY),
+        **problems(400, 401, *BUSY),
     },
     response_class=Response,
     openapi_extra=body_of({"multipart/form-data": StreamForm, "application/json": StreamRequest}),
@@ -109,9 +110,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@router.get(
-    "/metrics", tags=["operations"], response_class=PlainTextResponse, responses=problems(401)
-)
+@router.get("/metrics", tags=["operations"], response_class=PlainTextResponse, responses=problems(401))
 async def metrics(request: Request) -> Response:
     """What happened since the start, in Prometheus's text format."""
     return Response(service_of(request).engine.metrics.render(), media_type=CONTENT_TYPE_LATEST)

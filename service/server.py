@@ -69,7 +69,9 @@ def _settings(given: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        found = [f"CAPTIONER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
+        found = [
+            f"CAPTIONER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()
+        ]
         raise OptionsError("; ".join(found)) from error
     if settings.exposed():
         raise OptionsError(
@@ -87,5 +89,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
+        ) from error
     return listener

@@ -1,0 +1,169 @@
+"""Captions in forms that existing clients know: OpenAI's chat completions, Hugging Face's image-to-text.
+
+A captioning model follows no instructions: of a chat it reads the photo, not the question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from time import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import format_sse_event
+
+from captioner import Alternative, Caption, GenerationOptions, StreamEvent
+from service.compat_schemas import ChatCompletion, ChatRequest, GeneratedText, InferenceRequest
+from service.docs import body_of, problems
+from service.engine import Upload
+from service.errors import Problem, problem_of
+from service.inputs import ImageIn, Service, body_type, read_json, service_of, until_gone
+from service.logs import REQUEST_ID
+from service.metrics import count_tokens
+from service.routes import BUSY, caption_images, check_model, stream_image
+from service.schemas import Base64Image, CaptionOptions, UrlImage
+from service.sse import EventStream, format_event
+
+__all__ = ["router"]
+
+HUGGING_FACE_DUMMY = "dummy"
+"""The model that huggingface_hub asks for where it was given a URL in place of one."""
+
+router = APIRouter(tags=["compatible"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Caption a photo: OpenAI's form",
+    response_model=ChatCompletion,
+    responses={
+        200: {
+            "description": "A completion; with `stream`, its chunks as server-sent events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems(400, 401, 404, *BUSY),
+    },
+    openapi_extra=body_of({"application/json": ChatRequest}),
+)
+async def create_chat_completion(request: Request) -> Response:
+    """A caption of the last photo in the messages, as the assistant's answer; texts have no effect."""
+    service = service_of(request)
+    service.engine.check_room()
+    chat = await read_json(request, ChatRequest)
+    if chat.model != HUGGING_FACE_DUMMY:
+        check_model(service, chat.model)
+    image, options = _last_image(chat), _chat_options(service, chat)
+    head = {
+        "id": f"chatcmpl-{REQUEST_ID.get()}",
+        "created": int(time()),
+        "model": service.engine.captioner.name,
+    }
+    if chat.stream:
+        events = await stream_image(request, image, options)
+        include_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        return EventStream(request, _chunks(events, head, options, include_usage=include_usage))
+    (caption,) = await until_gone(request, caption_images(service, [image], options))
+    found = _all_of(caption)
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": item.caption, "refusal": None},
+            "logprobs": None,
+            "finish_reason": _finish_reason(item, options),
+        }
+        for index, item in enumerate(found)
+    ]
+    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": _usage(found)})
+
+
+@router.post(
+    "/", include_in_schema=False
+)  # where huggingface_hub posts to if its `model` is the server's URL
+@router.post(
+    "/image-to-text",
+    summary="Caption a photo: Hugging Face's form",
+    response_model=list[GeneratedText],
+    responses=problems(400, 401, *BUSY),
+    openapi_extra=body_of({"application/octet-stream": bytes, "application/json": InferenceRequest}),
+)
+async def image_to_text(request: Request) -> Response:
+    """The caption of the photo that is the body; or, as JSON, of `inputs` with `parameters`."""
+    service = service_of(request)
+    service.engine.check_room()
+    image: ImageIn
+    if body_type(request) == "application/json":
+        body = await read_json(request, InferenceRequest)
+        image, given = Base64Image(base64=body.inputs), body.options()
+    else:
+        image, given = Upload(await request.body(), "image"), CaptionOptions()
+    (caption,) = await until_gone(request, caption_images(service, [image], service.options(given)))
+    return JSONResponse([{"generated_text": item.caption} for item in _all_of(caption)])
+
+
+def _last_image(chat: ChatRequest) -> UrlImage:
+    for message in reversed(chat.messages):
+        urls = message.image_urls()
+        if len(urls) > 1:
+            raise Problem(400, "chat", "The chat cannot be followed", "send one photo in a message, not more")
+        if urls:
+            return UrlImage(url=urls[0])
+    raise Problem(400, "chat", "The chat cannot be followed", "there is no photo: send one as an image_url")
+
+
+def _chat_options(service: Service, chat: ChatRequest) -> GenerationOptions:
+    """What OpenAI's fields mean here. The caption's length is the model's, or less if that is asked for."""
+    defaults = service.engine.captioner.default_options
+    limit = chat.max_completion_tokens or chat.max_tokens or defaults.max_length
+    given: dict[str, Any] = {"max_length": min(limit, defaults.max_length), "alternatives": (chat.n or 1) - 1}
+    given["min_length"] = min(defaults.min_length, given["max_length"])
+    if chat.temperature or (chat.temperature is None and chat.top_p is not None):
+        given |= {"do_sample": True, "temperature": max(0.01, chat.temperature or 1.0)}
+        given["top_p"] = 1.0 if chat.top_p is None else max(0.001, chat.top_p)
+        given["seed"] = None if chat.seed is None else chat.seed % 2**63
+    return service.options(CaptionOptions(**given))
+
+
+async def _chunks(
+    events: AsyncGenerator[StreamEvent],
+    head: dict[str, Any],
+    options: GenerationOptions,
+    *,
+    include_usage: bool,
+) -> AsyncGenerator[bytes]:
+    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return format_event({**head, "object": "chat.completion.chunk", "choices": [choice]})
+
+    async with contextlib.aclosing(events):
+        try:
+            yield chunk({"role": "assistant", "content": ""})
+            async for event in events:
+                if event.text:
+                    yield chunk({"content": event.text})
+                if event.caption:
+                    yield chunk({}, _finish_reason(event.caption, options))
+                    if include_usage:
+                        usage = _usage([event.caption])
+                        yield format_event(
+                            {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+                        )
+        except Exception as error:
+            document = problem_of(error).document
+            yield format_event({"error": {**document, "message": document["detail"]}})
+    yield format_sse_event(data_str="[DONE]")
+
+
+def _all_of(caption: Caption) -> list[Caption | Alternative]:
+    return [caption, *caption.alternatives]
+
+
+def _finish_reason(caption: Caption | Alternative, options: GenerationOptions) -> str:
+    return "length" if count_tokens(caption) >= options.max_length else "stop"
+
+
+def _usage(captions: list[Caption | Alternative]) -> dict[str, int]:
+    """Tokens of the captions; a photo has none."""
+    count = sum(map(count_tokens, captions))
+    return {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}

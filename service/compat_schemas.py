@@ -1,0 +1,181 @@
+"""The JSON of OpenAI's chat completions and of Hugging Face's image-to-text, as far as a photo needs it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.schemas import EXAMPLE_PNG, CaptionOptions
+
+__all__ = ["ChatCompletion", "ChatRequest", "GeneratedText", "InferenceRequest"]
+
+UNSUPPORTED = {"tools", "functions", "audio", "response_format", "logprobs"}
+"""Fields whose answer a client would wait for in vain."""
+
+
+class TextPart(BaseModel):
+    """A text, which has no effect."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(BaseModel):
+    """Where a photo is."""
+
+    url: str = Field(description="A data: URI; https where the server allows its host.")
+
+
+class ImagePart(BaseModel):
+    """A photo."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(BaseModel):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+
+    def image_urls(self) -> list[str]:
+        """The photos in it."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream has besides the text."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """A chat with a photo in it.
+
+    OpenAI's other fields are taken and have no effect, unless they ask for tools, audio, log-probs or a form
+    of answer that a caption cannot have.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "default",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "text", "text": "What is in this photo?"},
+                                {
+                                    "type": "image_url",
+                                    "image_url": {"url": f"data:image/png;base64,{EXAMPLE_PNG}"},
+                                },
+                            ],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    model: str = Field("default", description="A name of `/v1/models`, or `default`.")
+    messages: list[ChatMessage] = Field(min_length=1, description="The last photo in them is captioned.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=64, description="Captions to give, best first; 1 for a stream.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Tokens at most.")
+    max_tokens: int | None = Field(None, ge=1, description="An older name of the same.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Above 0, words are drawn at random; left out, as suits the model."
+    )
+    top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
+    seed: int | None = Field(None, description="Draw the same again.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_cannot_be_followed(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            asked = {name for name in UNSUPPORTED if data.get(name)}
+            if data.get("response_format") == {"type": "text"}:
+                asked.discard("response_format")
+            if asked:
+                raise ValueError(f"a captioning model cannot follow {', '.join(sorted(asked))}: leave it out")
+        return data
+
+    @model_validator(mode="after")
+    def _one_stream(self) -> ChatRequest:
+        if self.stream and (self.n or 1) > 1:
+            raise ValueError("a stream has one caption: leave out n or stream")
+        return self
+
+
+class AnswerOut(BaseModel):
+    """The assistant's answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChoiceOut(BaseModel):
+    """One caption."""
+
+    index: int
+    message: AnswerOut
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class UsageOut(BaseModel):
+    """Tokens of the captions; a photo has none."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """Captions as an assistant's answers."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChoiceOut]
+    usage: UsageOut
+
+
+class InferenceParameters(CaptionOptions):
+    """How to caption; Hugging Face's name for `max_length` works too."""
+
+    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Tokens at most.")
+
+
+class InferenceRequest(BaseModel):
+    """A photo, and how to caption it."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"inputs": EXAMPLE_PNG}]})
+
+    inputs: str = Field(
+        description="The file's bytes, base64.", json_schema_extra={"contentEncoding": "base64"}
+    )
+    parameters: InferenceParameters | None = None
+
+    def options(self) -> CaptionOptions:
+        """The parameters under our names."""
+        given = self.parameters.model_dump(exclude_none=True) if self.parameters else {}
+        if limit := given.pop("max_new_tokens", None):
+            given.setdefault("max_length", limit)
+        return CaptionOptions(**given)
+
+
+class GeneratedText(BaseModel):
+    """A caption."""
+
+    generated_text: str
