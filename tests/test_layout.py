@@ -40,7 +40,6 @@ ORDER = [
     "figure",
     "heatmap",
     "report",
-    "writers",
     "batch",
     "evaluation",
     "training",

@@ -1,0 +1,131 @@
+"""Items to records: what an engine is, and the work on one batch that every engine does alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from captioner.batch.items import Item
+from captioner.batch.records import Record, caption_record, error_record, image_error_record
+from captioner.captioner import Captioner, PreparedImage
+from captioner.errors import CaptionerError, ImageError, OptionsError
+from captioner.options import GenerationOptions
+
+__all__ = ["BatchCaptioner", "Engine", "Prepared"]
+
+Prepared = PreparedImage | ImageError
+"""A photograph that is ready for the model, or why it cannot be used."""
+
+MAX_FAILURES = 8
+"""Of the model, in a row, before a batch ends: by then it is not the photographs' fault."""
+
+
+class Engine(Protocol):
+    """Whatever turns items into records: threads of this process, or a cluster."""
+
+    def run(self, items: Iterable[Item]) -> Iterator[list[Record]]:
+        """A record for each item, in any order, in lists as they are done.
+
+        It takes ``items`` as it goes, a bounded number ahead, in the caller's thread. Closing the iterator
+        abandons what is under way.
+
+        Raises:
+            CaptionerError: it cannot go on; what it has given stands.
+        """
+
+
+class BatchCaptioner:
+    """Captions batches on one device, in smaller pieces where its memory is too small.
+
+    Args:
+        captioner: the model.
+        options: None for the model's own defaults.
+        max_pixels: of the largest photograph; None for the library's own limit.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        options: GenerationOptions | None = None,
+        *,
+        max_pixels: int | None = None,
+    ) -> None:
+        self.captioner = captioner
+        self.options = options or captioner.default_options
+        self.max_pixels = max_pixels
+        self.max_batch: int | None = None
+        """Photographs that fit into memory together, once a larger batch did not; None before."""
+        self._failures = 0  # of the model, in a row
+
+    def prepare(self, item: Item) -> Prepared:
+        """Read, decode and resize one photograph: work for any thread."""
+        try:
+            limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+            return self.captioner.prepare(item.source(), name=item.key, **limit)
+        except ImageError as error:
+            return error.with_traceback(None)  # it would keep the decoder's buffers alive
+
+    def records(self, items: Sequence[Item], prepared: Sequence[Prepared]) -> list[Record]:
+        """Caption one batch, and give the records of its items in their order.
+
+        Raises:
+            OptionsError: the options do not suit the model.
+            CaptionerError: the model failed on photograph after photograph.
+        """
+        found: dict[str, Record] = {}
+        good: list[tuple[Item, PreparedImage]] = []
+        for item, image in zip(items, prepared, strict=True):
+            if isinstance(image, ImageError):
+                found[item.key] = image_error_record(item.key, image)
+            else:
+                good.append((item, image))
+        for record in self._caption(good):
+            found[record["file"]] = record
+        return [found[item.key] for item in items]
+
+    def _caption(self, batch: Sequence[tuple[Item, PreparedImage]]) -> Iterator[Record]:
+        limit = self.max_batch or len(batch)
+        for start in range(0, len(batch), max(1, limit)):
+            yield from self._caption_at_once(batch[start : start + limit])
+
+    def _caption_at_once(self, batch: Sequence[tuple[Item, PreparedImage]]) -> Iterator[Record]:
+        """Caption a batch in one pass; if that fails, its halves, until what fails is alone."""
+        try:
+            captions = self.captioner.caption_prepared([image for _, image in batch], self.options)
+        except OptionsError:
+            raise
+        except Exception as error:
+            problem, no_memory = " ".join(str(error).split())[:200], _is_out_of_memory(error)
+        else:
+            self._failures = 0
+            for (item, _), caption in zip(batch, captions, strict=True):
+                yield caption_record(item.key, caption)
+            return
+        # outside of the except clause: its traceback holds on to the tensors that did not fit
+        if no_memory and self.captioner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            yield self._failed(batch[0][0], problem, "memory" if no_memory else "model")
+            return
+        middle = len(batch) // 2
+        if no_memory:
+            self.max_batch = middle
+        yield from self._caption_at_once(batch[:middle])
+        yield from self._caption_at_once(batch[middle:])
+
+    def _failed(self, item: Item, problem: str, kind: str) -> Record:
+        self._failures += 1
+        if self._failures > MAX_FAILURES:
+            raise CaptionerError(f"the model failed on {self._failures} photographs in a row: {problem}")
+        reason = "needs more memory than there is" if kind == "memory" else f"the model failed: {problem}"
+        return error_record(item.key, reason, kind)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA has an error of its own for it; MPS and the CPU say so in words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

@@ -1,0 +1,195 @@
+"""Inputs to items: files, folders, globs, lists and tar shards become one stable sequence of photographs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from captioner.errors import ImageError
+
+__all__ = ["IMAGE_SUFFIXES", "Item", "find_items", "read_list"]
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"}
+    | {".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
+SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".xmp"})
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One photograph of a batch. Plain data: it can be sent to another process.
+
+    Attributes:
+        key: its name in records, the same in every run: the path as given, or ``shard.tar!member``.
+        path: the file that holds it.
+        offset: where in that file the photograph begins, for a shard's member; None for a file of its own.
+        size: the member's bytes.
+        problem: why it cannot be read, where that is known already.
+    """
+
+    key: str
+    path: str
+    offset: int | None = None
+    size: int = 0
+    problem: str = ""
+
+    def source(self) -> str | bytes:
+        """What :meth:`Captioner.prepare` takes: the path of a file, the bytes of a member.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        if self.problem:
+            raise ImageError(self.key, self.problem)
+        if self.offset is None:
+            return self.path
+        try:
+            with open(self.path, "rb") as shard:
+                shard.seek(self.offset)
+                return shard.read(self.size)
+        except OSError as error:
+            raise ImageError(self.key, f"cannot be read: {error.strerror}") from error
+
+
+def find_items(
+    inputs: Iterable[str],
+    *,
+    recursive: bool = False,
+    exclude: Sequence[str] = (),
+    ignore: Collection[str] = (),
+) -> Iterator[Item]:
+    """The photographs of all inputs: in the inputs' order, a folder's by name, each key once.
+
+    An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken; a ``.tar`` shard,
+    likewise; a glob, where no file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line;
+    or a photograph, whatever its suffix. A folder is entered once, however many links lead to it, so no loop
+    of links goes on for ever. Hidden files are left out unless they are named. What cannot be read becomes an
+    item with a ``problem``; a file that is not there is found out when it is opened.
+
+    Args:
+        inputs: paths and globs.
+        recursive: whether folders in folders are entered.
+        exclude: globs; files, folders and members whose name or path matches one are left out.
+        ignore: absolute paths of files that are never photographs, such as the output.
+    """
+    return _Finder(recursive, exclude, ignore).items(inputs)
+
+
+def read_list(data: bytes) -> list[str]:
+    """The paths of a list: a line each, or each ended by a null byte as ``find -print0`` writes them."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    lines = [line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(separator)]
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+class _Finder:
+    def __init__(self, recursive: bool, exclude: Sequence[str], ignore: Collection[str]) -> None:
+        self.recursive, self.exclude, self.ignore = recursive, exclude, ignore
+        self.folders: set[tuple[int, int]] = set()
+
+    def items(self, inputs: Iterable[str]) -> Iterator[Item]:
+        seen: set[str] = set()
+        for name in inputs:
+            for item in self._input(name):
+                if item.key not in seen:
+                    seen.add(item.key)
+                    yield item
+
+    def _input(self, name: str) -> Iterator[Item]:
+        if os.path.abspath(name) in self.ignore or _is_sidecar(name):
+            return
+        exists = os.path.exists(name)
+        if exists and _suffix(name) in LIST_SUFFIXES and not os.path.isdir(name):
+            try:
+                with open(name, "rb") as file:
+                    paths = read_list(file.read())
+            except OSError as error:
+                yield _unreadable(name, error)
+                return
+            for path in paths:
+                yield from self._path(path)
+        elif not exists and glob.has_magic(name):
+            matches = sorted(glob.iglob(name, recursive=True), key=os.fsencode)
+            for match in matches:
+                yield from self._found(match, os.path.basename(match), is_folder=os.path.isdir(match))
+            if not matches:
+                yield Item(name, name, problem="matches no file")
+        else:
+            yield from self._path(name)
+
+    def _path(self, path: str) -> Iterator[Item]:
+        """What is named, whatever its suffix."""
+        if os.path.isdir(path):
+            yield from self._folder(path)
+        elif _suffix(path) == ".tar":
+            yield from self._shard(path)
+        elif path.lower().endswith(COMPRESSED):
+            yield Item(path, path, problem="is a compressed shard: unpack it to a .tar")
+        else:
+            yield Item(path, path)
+
+    def _found(self, path: str, name: str, *, is_folder: bool) -> Iterator[Item]:
+        """What was come across, if it looks like a photograph or may hold some."""
+        if self._is_excluded(path, name):
+            return
+        if is_folder:
+            if self.recursive:
+                yield from self._folder(path)
+        elif _suffix(name) in IMAGE_SUFFIXES:
+            yield Item(path, path)
+
+    def _folder(self, path: str) -> Iterator[Item]:
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in self.folders:
+                return
+            self.folders.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            yield _unreadable(path, error)
+            return
+        for entry in found:
+            yield from self._found(entry.path, entry.name, is_folder=os.path.isdir(entry))
+
+    def _shard(self, path: str) -> Iterator[Item]:
+        try:
+            with tarfile.open(path, "r:") as shard:
+                for member in shard:
+                    name, key = os.path.basename(member.name), f"{path}!{member.name}"
+                    is_photo = member.isreg() and _suffix(name) in IMAGE_SUFFIXES
+                    if is_photo and not self._is_excluded(key, name):
+                        yield Item(key, path, member.offset_data, member.size)
+        except OSError as error:
+            yield _unreadable(path, error)
+        except tarfile.TarError as error:
+            yield Item(path, path, problem=f"is a damaged tar shard, or none ({error})")
+
+    def _is_excluded(self, path: str, name: str) -> bool:
+        return name.startswith(".") or any(
+            fnmatch(name, pattern) or fnmatch(path, pattern) for pattern in self.exclude
+        )
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _unreadable(path: str, error: OSError) -> Item:
+    return Item(path, path, problem=f"cannot be read: {error.strerror}")
+
+
+def _is_sidecar(path: str) -> bool:
+    """Whether a ``dog.txt`` or ``dog.jpg.txt`` stands beside a ``dog.jpg``: the shell's ``*`` names both."""
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() not in SIDECAR_SUFFIXES:
+        return False
+    beside = [stem, *(stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper()))]
+    return any(_suffix(photo) in IMAGE_SUFFIXES and os.path.isfile(photo) for photo in beside)

@@ -1,0 +1,247 @@
+"""The records of a batch on disk: a line of JSON each, whole, once, and safe as soon as it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import BinaryIO, Literal
+
+from filelock import FileLock, Timeout
+
+from captioner.batch.records import Record, encode_record
+from captioner.errors import DataError
+
+__all__ = ["Existing", "RecordLog", "replacing"]
+
+Existing = Literal["skip", "overwrite", "append"]
+
+SYNC_SECONDS = 5.0
+"""A killed process loses nothing; a machine that loses power loses so much work at most."""
+
+
+class RecordLog:
+    """A JSON Lines file that one process at a time adds to, and that a killed run's successor goes on with.
+
+    With ``existing="skip"`` the records that are there stand. Otherwise new ones are gathered in a file
+    beside it, from which a killed run goes on as well, and which takes its place in :meth:`finish`, in one
+    step: with "append" it begins with the old records, with "overwrite" it does not.
+
+    Args:
+        path: of the file; made where it is not there yet.
+        existing: what becomes of the records that are there.
+        retry_errors: whether a photograph whose record has an ``error`` counts as not there.
+
+    Raises:
+        DataError: another run writes to it, it holds something else, or it cannot be written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, existing: Existing = "skip", retry_errors: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.retry_errors = retry_errors
+        self.digests: dict[str, str] = {}
+        """The keys of photographs by the ``sha256`` of their records."""
+        self._target = self.path if existing == "skip" else self._beside(existing)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        self._offsets: dict[str, int] = {}  # of each photograph's latest record
+        self._errors: dict[str, str] = {}  # the kinds of those that have an error
+        self._superseded = False
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(f"{self.path}: another run is writing to it: wait until it has ended") from None
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
+        try:
+            self._check_unfinished()
+            self._start = self._begin() if existing == "append" else 0
+            self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
+            self._reader = open(self._target, "rb")  # noqa: SIM115
+            self._size = self._read()
+        except OSError as error:
+            self._lock.release()
+            raise DataError(f"{self._target}: cannot be written: {error.strerror}") from error
+        except BaseException:
+            self._lock.release()
+            raise
+        self._synced = monotonic()
+
+    def __enter__(self) -> RecordLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a photograph needs nothing any more."""
+        return key in self._offsets and not (self.retry_errors and key in self._errors)
+
+    def __getitem__(self, key: str) -> Record:
+        """The latest record of a photograph; KeyError if there is none."""
+        self._reader.seek(self._offsets[key])
+        record: Record = json.loads(self._reader.readline())
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records, read anew; the latest of each photograph."""
+        return (self[key] for key in self._offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def error_kind(self, key: str) -> str | None:
+        """The kind of error that a photograph's record has."""
+        return self._errors.get(key)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is in the file when this returns.
+
+        Raises:
+            DataError: it could not be written whole, as on a full disk, and not a byte of it was.
+        """
+        line = encode_record(record)
+        try:
+            written = 0
+            while written < len(line):
+                written += self._writer.write(line[written:])
+            if monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._writer.fileno())
+                self._synced = monotonic()
+        except OSError as error:
+            self._writer.truncate(self._size)
+            raise DataError(
+                f"{self._target}: cannot be written: {error.strerror}. The {len(self)} records in it are "
+                "safe: make room, and the same command goes on"
+            ) from error
+        self._note(record, self._size)
+        self._size += len(line)
+
+    def finish(self) -> None:
+        """All is done: leave one record for each photograph, in the file's own place.
+
+        Raises:
+            DataError: there is no room for that; what there was stands.
+        """
+        try:
+            if self._superseded:
+                self._compact()
+            os.fsync(self._writer.fileno())
+            if self._target != self.path:
+                os.replace(self._target, self.path)
+                self._target = self.path
+        except OSError as error:
+            raise DataError(f"{self._target}: cannot be finished: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let go of the file and its lock."""
+        self._writer.close()
+        self._reader.close()
+        self._lock.release()
+
+    def _beside(self, existing: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{existing}")
+
+    def _check_unfinished(self) -> None:
+        for other in ("overwrite", "append"):
+            path = self._beside(other)
+            if path != self._target and path.exists():
+                raise DataError(
+                    f"{path}: a run with --existing {other} did not finish: finish it with the same command, "
+                    "or remove this file"
+                )
+
+    def _begin(self) -> int:
+        """Copy the old records to where new ones are added to them; where those will begin."""
+        if not self.path.exists():
+            return 0
+        with open(self.path, "r+b") as old:
+            size = _whole_lines(old, self.path)
+            old.truncate(size)
+            old.seek(0)
+            if not self._target.exists():
+                with replacing(self._target) as copy:
+                    shutil.copyfileobj(old, copy)
+        return size
+
+    def _read(self) -> int:
+        """Note what records there are, and cut off what is no whole line; the size that is left."""
+        size = _whole_lines(self._reader, self._target)
+        self._writer.truncate(size)
+        self._reader.seek(self._start)
+        offset = self._start
+        for line in self._reader:
+            try:
+                self._note(json.loads(line), offset)
+            except (ValueError, TypeError, KeyError):
+                raise _foreign(self._target, f" at byte {offset}") from None
+            offset += len(line)
+        return size
+
+    def _note(self, record: Record, offset: int) -> None:
+        key = record["file"]
+        self._superseded |= key in self._offsets
+        self._offsets[key] = offset
+        self._errors.pop(key, None)
+        if "error" in record:
+            self._errors[key] = record["error_kind"]
+        if "sha256" in record and key in self:
+            self.digests.setdefault(record["sha256"], key)
+
+    def _compact(self) -> None:
+        """Write the file anew with the latest record of each photograph, at the place of its first one."""
+        offsets, size = {}, self._start
+        self._reader.seek(0)
+        with replacing(self._target) as file:
+            file.write(self._reader.read(self._start))
+            for key, offset in self._offsets.items():
+                self._reader.seek(offset)
+                offsets[key] = size
+                size += file.write(self._reader.readline())
+        self._writer.close()
+        self._reader.close()
+        self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
+        self._reader = open(self._target, "rb")  # noqa: SIM115
+        self._offsets, self._size, self._superseded = offsets, size, False
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` in one step, once it is whole and on the disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _whole_lines(file: BinaryIO, path: Path) -> int:
+    """The bytes of a file's whole lines; what follows them was cut off when a run was killed."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size and file.read(1) != b"{":
+        raise _foreign(path)
+    end = size
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _foreign(path: Path, where: str = "") -> DataError:
+    return DataError(f"{path}{where} is not a record of a batch: choose another output, or mend the file")

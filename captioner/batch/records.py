@@ -1,0 +1,56 @@
+"""Records: what a batch says of a photograph, as a line of JSON holds it.
+
+Either a caption, with the keys of :meth:`Caption.to_dict`, or ``{"file", "error", "error_kind"}``. With both
+a caption and an error, the caption is right but its sidecar could not be written.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeAlias
+
+from captioner.caption import Caption
+from captioner.errors import ImageDecodeError, ImageError, ImageSizeError, ImageTypeError
+
+__all__ = ["Record", "caption_record", "encode_record", "error_record", "image_error_record"]
+
+Record: TypeAlias = dict[str, Any]
+
+_KINDS = {
+    ImageTypeError: "type",
+    ImageSizeError: "size",
+    ImageDecodeError: "damaged",
+    ImageError: "unreadable",
+}
+
+
+def caption_record(key: str, caption: Caption) -> Record:
+    """The record of a captioned photograph."""
+    return {**caption.to_dict(), "file": key}
+
+
+def error_record(key: str, reason: str, kind: str) -> Record:
+    """The record of a photograph without a caption.
+
+    Args:
+        key: the item's.
+        reason: what is wrong, as a phrase.
+        kind: ``unreadable``, ``type``, ``size``, ``damaged``, ``memory`` or ``model``.
+    """
+    return {"file": key, "error": reason, "error_kind": kind}
+
+
+def image_error_record(key: str, error: ImageError) -> Record:
+    """The record of a photograph that cannot be used."""
+    return error_record(key, error.reason, _KINDS[type(error)])
+
+
+def encode_record(record: Record) -> bytes:
+    """A record as one line of UTF-8, its line feed included.
+
+    A file name that is no UTF-8 is written with escapes, from which JSON readers restore it.
+    """
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"
