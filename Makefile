@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PHOTOS := build/demo/photos
 
-.PHONY: demo test check
+.PHONY: demo test check docs dist sbom
 
 # Caption real photographs with the shipped weights, without the network.
 demo: .venv/installed-demo
@@ -20,6 +20,21 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy captioner $(wildcard service/*.py)
+
+# The documentation site, into site/.
+docs: .venv/installed-docs
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# A source archive and a wheel, into dist/.
+dist: .venv/installed-release
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+# What the pinned dependencies are, for scanners: build/sbom.json, CycloneDX.
+sbom: .venv/installed-release
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.json
 
 .venv/installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
