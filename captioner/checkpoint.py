@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
-from captioner.model import CaptionModel, ModelConfig
+from captioner.model import CaptionModel, ModelConfig, model_without_weights
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
 __all__ = ["Checkpoint", "check_tensors", "load_checkpoint", "read_config", "save_checkpoint"]
@@ -110,8 +110,7 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
     config = read_config(directory)
     try:
         model_config = ModelConfig.from_dict(config["model"])
-        with torch.device("meta"):
-            model = CaptionModel(model_config)
+        model = model_without_weights(model_config)
         processor = ImageProcessor.from_dict(config["image"])
         tokenizer_config = TokenizerConfig.from_dict(config["tokenizer"])
         generation = {

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captioner.decoder import MLP, DecoderConfig, SelfAttention, TextDecoder
 from captioner.linear import Linear
 from captioner.vision import BackboneConfig, build_backbone
 
-__all__ = ["CaptionModel", "EncodedImages", "ModelConfig", "RegionConfig"]
+__all__ = ["CaptionModel", "EncodedImages", "ModelConfig", "RegionConfig", "model_without_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +199,25 @@ class CaptionModel(nn.Module):
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)
+
+
+def model_without_weights(config: ModelConfig) -> CaptionModel:
+    """A model on the meta device, which takes its weights by ``load_state_dict(…, assign=True)``."""
+    with torch.device("meta"), _Unfilled():
+        return CaptionModel(config)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Random initialisation does nothing. On the meta device it would first import torch's compiler, which
+    takes as long as importing all the rest of torch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,18 @@ def test_a_model_is_loaded_by_name_or_path(weights: Path):
         assert model.description == "a tiny model for tests"
         assert [caption.words for caption in model.caption(photos)] == expected
     assert captioner.load("two", device="cpu").caption(photos)[0].words != expected[0]
+
+
+def test_a_first_caption_imports_nothing_that_it_does_not_need(weights: Path, photo_path: Path):
+    program = (
+        "import sys, captioner; before = 'torch' in sys.modules\n"
+        "[caption] = captioner.load('one', device='cpu').caption([sys.argv[1]])\n"
+        "slow = {'scipy', 'sympy', 'timm', 'torch._dynamo', 'torchvision', 'transformers'}\n"
+        "print(before, len(caption.words) > 0, slow & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", program, str(photo_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False True set()\n"
 
 
 def test_a_folder_of_the_same_name_does_not_hide_a_model(weights: Path):

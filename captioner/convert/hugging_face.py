@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -26,7 +25,7 @@ from captioner.convert.tensors import BLIP, VIT_GPT2, our_tensors
 from captioner.decoder import Activation, DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
-from captioner.model import CaptionModel, ModelConfig
+from captioner.model import ModelConfig, model_without_weights
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 from captioner.vision import BackboneConfig
 
@@ -108,8 +107,7 @@ def read_hugging_face(source: str | os.PathLike[str]) -> Checkpoint:
     generation = _read_json(directory / "generation_config.json", optional=True)
     try:
         shape = _shape(raw, generation)
-        with torch.device("meta"):
-            model = CaptionModel(shape.model)
+        model = model_without_weights(shape.model)
     except CheckpointError as error:
         raise CheckpointError(f"{source} cannot be converted: {error}. Supported: {SUPPORTED}.") from error
     except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
