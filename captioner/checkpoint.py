@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, dtype: torch.dty
         partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with _replacing(directory / "model.safetensors") as partial:
         save_file(tensors, partial, {"format": "pt"})
+        shutil.copymode(directory / "config.json", partial)  # safetensors makes files for their owner alone
 
 
 @contextmanager

@@ -71,6 +71,10 @@ def test_nothing_but_the_three_files_is_left(folder: Path):
     assert load(folder).model.decoder.word_embedding.weight[0, 0] != 0
 
 
+def test_who_may_read_one_file_may_read_all(folder: Path):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_save_that_fails_leaves_the_old_checkpoint(folder: Path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "model.safetensors.partial").mkdir()  # so that writing the new weights fails
