@@ -10,7 +10,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -18,6 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from captioner.caption import Caption
+from captioner.commandline import (
+    Device,
+    Dtype,
+    Model,
+    complain,
+    generation_options,
+    one_line,
+    takes_generation_options,
+)
 from captioner.errors import CaptionerError, ImageError, OptionsError
 from captioner.evaluation.command import benchmark, evaluate
 from captioner.serve import serve
@@ -38,42 +47,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[
-    str, typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs that go through the model together.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Attention = Annotated[
     bool, typer.Option("--attention", help="With --json: where the model looked for each word, and its box.")
 ]
-
-
-def _wording(help_text: str, *names: str) -> Any:
-    """One of the options of generation, which stand together in the help; None is the model's own default."""
-    return typer.Option(*names, help=help_text, rich_help_panel="Wording (by default as suits the model)")
-
-
-Beams = Annotated[int | None, _wording("Beams of the search; 1 is greedy.", "--beams")]
-Alternatives = Annotated[int | None, _wording("Further captions to give, best first.")]
-Prompt = Annotated[str | None, _wording("Words that the caption begins with.")]
-BadWords = Annotated[list[str] | None, _wording("A word never to use; may be repeated.", "--bad-word")]
-MaxLength = Annotated[int | None, _wording("Tokens at most.")]
-MinLength = Annotated[int | None, _wording("Tokens at least.")]
-LengthPenalty = Annotated[float | None, _wording("Exponent of the length in a beam's score; more is longer.")]
-EarlyStopping = Annotated[bool | None, _wording("Stop once each beam has ended.", "--early-stopping")]
-RepetitionPenalty = Annotated[float | None, _wording("Above 1, words already used become less likely.")]
-NoRepeatNgram = Annotated[
-    int | None, _wording("Never say so many words in a row twice.", "--no-repeat-ngram")
-]
-Sample = Annotated[bool | None, _wording("Draw the words at random.", "--sample")]
-Temperature = Annotated[float | None, _wording("With --sample: below 1 is tamer.")]
-TopK = Annotated[int | None, _wording("With --sample: from the k likeliest words; 0: from all.")]
-TopP = Annotated[
-    float | None, _wording("With --sample: from the likeliest words of this probability together.")
-]
-Seed = Annotated[int | None, _wording("With --sample: draw the same again.")]
 
 
 class Loader(Protocol):
@@ -101,7 +79,7 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (CaptionerError, OSError) as error:
-        _complain(error)
+        complain(error)
         return 2 if isinstance(error, OptionsError) else 1
     raise AssertionError("typer ends a command by SystemExit")
 
@@ -122,6 +100,7 @@ def _root(
 
 
 @app.command()
+@takes_generation_options
 def caption(
     ctx: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Photographs.", show_default=False)],
@@ -135,21 +114,6 @@ def caption(
         list[str] | None,
         typer.Option(metavar="FILE", help="Draw where the model looked: .png or .html; may be repeated."),
     ] = None,
-    num_beams: Beams = None,
-    alternatives: Alternatives = None,
-    prompt: Prompt = None,
-    bad_words: BadWords = None,
-    max_length: MaxLength = None,
-    min_length: MinLength = None,
-    length_penalty: LengthPenalty = None,
-    early_stopping: EarlyStopping = None,
-    repetition_penalty: RepetitionPenalty = None,
-    no_repeat_ngram_size: NoRepeatNgram = None,
-    do_sample: Sample = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = None,
 ) -> None:
     """Caption photographs: a line for each, its path, a tab and its caption."""
     from captioner.heatmap import check_heatmap_path, write_heatmap
@@ -159,7 +123,7 @@ def caption(
     for file in heatmaps:
         check_heatmap_path(file)
     captioner = ctx.obj(model, device=device, dtype=dtype)
-    options = _generation_options(ctx, captioner)
+    options = generation_options(ctx, captioner)
     options = replace(options, attention=options.attention or attention or bool(heatmaps))
     captions: list[tuple[str, Caption]] = []
     for start in range(0, len(paths), batch_size):
@@ -170,7 +134,7 @@ def caption(
                 captions.append((path, result))
     for file in heatmaps if captions else ():
         write_heatmap(file, ((decode_image(path).pixels, result) for path, result in captions))
-        print(f"captioner: where the model looked: {_one_line(file)}", file=sys.stderr)
+        print(f"captioner: where the model looked: {one_line(file)}", file=sys.stderr)
     raise typer.Exit(0 if len(captions) == len(paths) else 1)
 
 
@@ -181,7 +145,7 @@ def models() -> None:
 
     for model in list_models():
         size = f"{model.megabytes:.0f} MB"
-        print(model.name, size, _one_line(str(model.path)), _one_line(model.description), sep="\t")
+        print(model.name, size, one_line(str(model.path)), one_line(model.description), sep="\t")
 
 
 @app.command()
@@ -193,7 +157,7 @@ def convert(
     from captioner.convert import convert as run
 
     checkpoint = run(source, dest)
-    print(_one_line(str(dest)), _one_line(checkpoint.description), sep="\t")
+    print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
 for command in (train, evaluate, benchmark, serve):
@@ -204,15 +168,6 @@ def _load(name_or_path: str, /, *, device: str, dtype: str) -> Captioner:
     from captioner import load
 
     return load(name_or_path, device=device, dtype=dtype)
-
-
-def _generation_options(ctx: typer.Context, captioner: Captioner) -> GenerationOptions:
-    """The model's defaults, changed by those parameters of the command that bear the names of options."""
-    names = {field.name for field in fields(captioner.default_options)}
-    given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
-    if "bad_words" in given:
-        given["bad_words"] = tuple(given["bad_words"])
-    return replace(captioner.default_options, **given)
 
 
 def _prepare(captioner: Captioner, path: str) -> PreparedImage | ImageError:
@@ -236,20 +191,11 @@ def _caption_batch(
 
 def _print_result(path: str, result: Caption | ImageError, *, as_json: bool) -> None:
     if isinstance(result, ImageError):
-        _complain(result)
+        complain(result)
         data: dict[str, Any] = {"file": path, "error": result.reason}
     else:
         data = result.to_dict()
     if as_json:
         print(json.dumps(data, ensure_ascii=False), flush=True)
     elif isinstance(result, Caption):
-        print(_one_line(path), result.caption, sep="\t", flush=True)
-
-
-def _complain(error: Exception) -> None:
-    print(f"captioner: {_one_line(str(error))}", file=sys.stderr, flush=True)
-
-
-def _one_line(text: str) -> str:
-    """Text with tabs, line breaks and control characters escaped: one line, harmless to any terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        print(one_line(path), result.caption, sep="\t", flush=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captioner.commandline import Device, Dtype, Model
 from captioner.errors import OptionsError
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["benchmark", "evaluate"]
 
-Model = Annotated[
-    str, typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Beams = Annotated[
     int | None, typer.Option("--beams", help="Beams of the search; by default the model's own.")
 ]

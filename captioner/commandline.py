@@ -1,0 +1,103 @@
+"""What the commands share: parameters that several of them take, and text that is safe to print."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from captioner.captioner import Captioner
+    from captioner.options import GenerationOptions
+
+__all__ = [
+    "Device",
+    "Dtype",
+    "Model",
+    "complain",
+    "generation_options",
+    "one_line",
+    "takes_generation_options",
+]
+
+Model = Annotated[
+    str, typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+
+
+def _wording(help_text: str, *names: str) -> Any:
+    """One of the options of generation, which stand together in the help; None is the model's own default."""
+    return typer.Option(*names, help=help_text, rich_help_panel="Wording (by default as suits the model)")
+
+
+def _generation_parameters(
+    num_beams: Annotated[int | None, _wording("Beams of the search; 1 is greedy.", "--beams")] = None,
+    alternatives: Annotated[int | None, _wording("Further captions to give, best first.")] = None,
+    prompt: Annotated[str | None, _wording("Words that the caption begins with.")] = None,
+    bad_words: Annotated[
+        list[str] | None, _wording("A word never to use; may be repeated.", "--bad-word")
+    ] = None,
+    max_length: Annotated[int | None, _wording("Tokens at most.")] = None,
+    min_length: Annotated[int | None, _wording("Tokens at least.")] = None,
+    length_penalty: Annotated[
+        float | None, _wording("Exponent of the length in a beam's score; more is longer.")
+    ] = None,
+    early_stopping: Annotated[
+        bool | None, _wording("Stop once each beam has ended.", "--early-stopping")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _wording("Above 1, words already used become less likely.")
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, _wording("Never say so many words in a row twice.", "--no-repeat-ngram")
+    ] = None,
+    do_sample: Annotated[bool | None, _wording("Draw the words at random.", "--sample")] = None,
+    temperature: Annotated[float | None, _wording("With --sample: below 1 is tamer.")] = None,
+    top_k: Annotated[int | None, _wording("With --sample: from the k likeliest words; 0: from all.")] = None,
+    top_p: Annotated[
+        float | None, _wording("With --sample: from the likeliest words of this probability together.")
+    ] = None,
+    seed: Annotated[int | None, _wording("With --sample: draw the same again.")] = None,
+) -> None:
+    """The parameters that :func:`takes_generation_options` adds to a command's own."""
+
+
+def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of generation after its own; :func:`generation_options` reads them."""
+    own = inspect.signature(command, eval_str=True)
+    added = inspect.signature(_generation_parameters, eval_str=True).parameters
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(**{name: given[name] for name in own.parameters})
+
+    run.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), *added.values()]
+    )
+    return run
+
+
+def generation_options(ctx: typer.Context, captioner: Captioner) -> GenerationOptions:
+    """The model's defaults, changed by those parameters of the command that bear the names of options."""
+    names = {field.name for field in fields(captioner.default_options)}
+    given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
+    if "bad_words" in given:
+        given["bad_words"] = tuple(given["bad_words"])
+    return replace(captioner.default_options, **given)
+
+
+def complain(error: Exception | str) -> None:
+    """One line on stderr."""
+    print(f"captioner: {one_line(str(error))}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Text with tabs, line breaks and control characters escaped: one line, harmless to any terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
