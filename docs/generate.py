@@ -7,6 +7,7 @@ class, and the maps from the model; none of them can be out of date.
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import as_file, files
 from io import BytesIO
 from typing import Any
@@ -55,16 +56,25 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return markdown
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings have Sphinx's roles, which Markdown knows nothing of: leave the last part of the name."""
+    return re.sub(r":[a-z]+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
+
+
 def caption_astronaut() -> tuple[Image.Image, Caption]:
     """scikit-image's photograph of Eileen Collins, by NASA and so in the public domain, and its caption."""
     with as_file(files("skimage.data") / "astronaut.png") as path:
-        (caption,) = load(device="cpu").caption([path], GenerationOptions(num_beams=5, attention=True))
+        model = load(device="cpu")
+        photo = model.prepare(path, name=path.name)
+        (caption,) = model.caption_prepared([photo], GenerationOptions(num_beams=5, attention=True))
         return Image.open(path).convert("RGB"), caption
 
 
 def commands() -> str:
     """All commands with their options."""
     command = typer.main.get_command(app)
+    for each in command.commands.values():
+        each.short_help = each.help.partition("\n")[0]  # by itself, typer cuts it off
     page = get_docs_for_click(obj=command, ctx=typer.Context(command), name="captioner")
     return page.partition("\n")[2].replace("&#x27;", "'")
 
