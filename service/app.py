@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None, captioner: Captioner | None = N
             return load(settings.model, device=settings.device, dtype=settings.dtype)
 
         engine = Engine(
-            captioner or await asyncio.to_thread(find),
+            await asyncio.to_thread(find) if captioner is None else captioner,
             max_batch=settings.max_batch,
             batch_window=settings.batch_window_ms / 1000,
             queue_size=settings.queue_size,

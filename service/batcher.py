@@ -67,6 +67,12 @@ class Batcher(Generic[Job]):
             self._groups = {key: other for key, other in self._groups.items() if other}
         return batch
 
+    def clear(self) -> list[Job]:
+        """Remove and give all jobs."""
+        jobs = [job for group in self._groups.values() for _, job in group]
+        self._groups = {}
+        return jobs
+
     def _oldest(self) -> deque[tuple[float, Job]]:
         """The group whose first job came first."""
         return min(self._groups.values(), key=lambda group: group[0][0])

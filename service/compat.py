@@ -150,8 +150,7 @@ async def _chunks(
                             {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
                         )
         except Exception as error:
-            document = problem_of(error).document
-            yield format_event({"error": {**document, "message": document["detail"]}})
+            yield format_event(problem_of(error).document)
     yield format_sse_event(data_str="[DONE]")
 
 

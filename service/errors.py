@@ -77,6 +77,7 @@ class Problem(Exception):  # noqa: N818 - what RFC 9457 calls it
             "title": title,
             "status": status,
             "detail": detail,
+            "error": {"message": detail, "type": kind},  # where OpenAI's and Hugging Face's clients look
             **members,
         }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from prometheus_client import (
@@ -15,6 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from captioner import Alternative, Caption
 
@@ -48,11 +51,11 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.accepted = Gauge(
-            "captioner_accepted_images", "Photos of all requests being worked on", registry=registry
-        )
-        self.queue = Gauge("captioner_queue_depth", "Decoded photos that wait for a batch", registry=registry)
-        self.streams = Gauge("captioner_streams", "Captions being streamed", registry=registry)
+        gauge = partial(Gauge, multiprocess_mode="livesum", registry=registry)
+        self.accepted = gauge("captioner_accepted_images", "Photos of all requests being worked on")
+        self.queue = gauge("captioner_queue_depth", "Decoded photos that wait for a batch")
+        self.streams = gauge("captioner_streams", "Captions being streamed")
+        self.device_memory = gauge("captioner_device_memory_bytes", "Memory that tensors take on a GPU")
         self.batch_size = Histogram(
             "captioner_batch_size", "Photos in a forward pass", buckets=SIZES, registry=registry
         )
@@ -69,21 +72,19 @@ class Metrics:
         for outcome in ("captioned", "failed", "dropped"):
             self.images.labels(outcome)
 
-    def watch_memory(self, device: torch.device) -> None:
-        """Report the memory that tensors take on a GPU; the process's own is always reported."""
-        if device.type == "cpu":
-            return
-        gauge = Gauge("captioner_device_memory_bytes", "Memory that tensors take", registry=self.registry)
-        if device.type == "cuda":
-            gauge.set_function(lambda: float(torch.cuda.memory_allocated(device)))
-        else:
-            gauge.set_function(lambda: float(torch.mps.current_allocated_memory()))
-
-    def count(self, captions: Sequence[Caption]) -> None:
-        """Count captions that were made."""
+    def count(self, captions: Sequence[Caption], device: torch.device) -> None:
+        """Count captions that were made, and look at the memory that it took."""
         self.images.labels("captioned").inc(len(captions))
         self.tokens.inc(sum(count_tokens(caption) for caption in captions))
+        if device.type == "cuda":
+            self.device_memory.set(torch.cuda.memory_allocated(device))
+        elif device.type == "mps":
+            self.device_memory.set(torch.mps.current_allocated_memory())
 
     def render(self) -> bytes:
-        """All metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+        """All metrics in Prometheus's text format: those of all processes, where there are several."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

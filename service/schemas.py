@@ -220,3 +220,4 @@ class ProblemOut(BaseModel):
     title: str
     status: int
     detail: str = Field(description="What is wrong this time, and what to do about it.")
+    error: dict[str, str] = Field(description="The same where OpenAI's and Hugging Face's clients look.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 import uvicorn
 from pydantic import ValidationError
 
@@ -43,9 +44,21 @@ def run(given: Mapping[str, Any], load: Loader) -> None:
     listener = _bind(settings.host, settings.port)
     with listener:
         configure_logging(settings.log_level)
-        captioner = load(settings.model, device=settings.device, dtype=settings.dtype)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         logger.info("serving at http://%s:%d", host, listener.getsockname()[1])
+        devices = _devices(settings)
+        if len(devices) > 1:
+            from service.processes import run_processes  # Windows has no locks of the kind
+
+            config = uvicorn_config(
+                "service.processes:create_process_app",
+                settings,
+                factory=True,
+                workers=len(devices),
+                timeout_worker_healthcheck=15,  # a process that loads a model answers late
+            )
+            return run_processes(config, settings, devices, listener)
+        captioner = load(settings.model, device=devices[0], dtype=settings.dtype)
         config = uvicorn_config(create_app(settings, captioner), settings)
         uvicorn.Server(config).run([listener])
 
@@ -63,6 +76,13 @@ def uvicorn_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Conf
         timeout_graceful_shutdown=round(2 * settings.request_timeout_s) + 5,
         **options,
     )
+
+
+def _devices(settings: Settings) -> Sequence[str]:
+    if settings.device != "all":
+        return settings.devices
+    count = torch.cuda.device_count()
+    return [f"cuda:{number}" for number in range(count)] if count else ["auto"]
 
 
 def _settings(given: Mapping[str, Any]) -> Settings:

@@ -31,7 +31,7 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """Settings of one server, which serves one model on one device.
+    """Settings of one server, which serves one model on one device, or with a process on each of several.
 
     Raises:
         pydantic.ValidationError: a value is out of range.
@@ -42,7 +42,10 @@ class Settings(BaseSettings):
     )
 
     model: str = Field("default", description="A name of `captioner models`, or a checkpoint directory")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` or `mps`")
+    device: str = Field(
+        "auto",
+        description="`auto`, `cpu`, `cuda` or `mps`; `cuda:0,cuda:1`: a process on each; `all`: on every GPU",
+    )
     dtype: str = Field("auto", description="`auto`, `float32`, `float16` or `bfloat16`")
     host: str = Field("127.0.0.1", description="The address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0 picks a free one")
@@ -94,6 +97,11 @@ class Settings(BaseSettings):
         folder = file_secret_settings.secrets_dir
         files = [file_secret_settings] if isinstance(folder, str | Path) and Path(folder).is_dir() else []
         return init_settings, env_settings, *files
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The parts of ``device``."""
+        return tuple(_split(self.device)) or ("auto",)
 
     @property
     def max_upload_bytes(self) -> int:

@@ -84,7 +84,9 @@ class Worker:
         self._batcher: Batcher[Job] = Batcher(max_batch=max_batch, window=batch_window)
         self._streams: deque[Stream] = deque()
         self._closing = False
-        self._wake = threading.Condition()  # guards the three above
+        self._ended = False
+        self._wake = threading.Condition()  # guards the four above
+        self._suspect = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     @property
@@ -94,13 +96,15 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread, which warms the model up first."""
-        self.metrics.watch_memory(self.captioner.device)
         self._thread.start()
 
     def submit(self, *work: Job | Stream) -> None:
         """Queue photos, from any thread; those of one call can share a batch."""
         with self._wake:
             for item in work:
+                if self._ended:
+                    _give_up(item)
+                    continue
                 if isinstance(item, Stream):
                     self._streams.append(item)
                 else:
@@ -123,20 +127,33 @@ class Worker:
                     self._caption(batch)
                     self._measure(monotonic() - start, len(batch))
                 self._advance_streams((monotonic() - start) * STREAM_SHARE)
+                if self._suspect:
+                    self._suspect = False
+                    self._prove((1,))
         except Exception:
             logger.critical("the inference thread has ended; restart the server", exc_info=True)
+        finally:
+            with self._wake:
+                self._ended = True
+                left: list[Job | Stream] = [*self._batcher.clear(), *self._streams]
+            for item in left:
+                _give_up(item)
 
     def _warm_up(self) -> None:
-        """Caption blank photos, so that kernels are chosen and memory is taken before the first request."""
+        """Have kernels chosen and memory taken before the first request."""
+        on_cpu = self.captioner.device.type == "cpu"
+        self._prove((1,) if on_cpu else (1, self._batcher.max_batch))
+        self.warm.set()
+
+    def _prove(self, sizes: Sequence[int]) -> None:
+        """Caption batches of a blank photo. Raises InferenceError if that fails: then nothing works."""
         blank = self.captioner.prepare(np.full((64, 64, 3), 128, np.uint8), name="warm-up")
         options = replace(self.captioner.default_options, attention=True)
-        sizes = (1,) if self.captioner.device.type == "cpu" else (1, self._batcher.max_batch)
         for size in sizes:
             jobs = [Job(blank, options) for _ in range(size)]
             self._caption(jobs)
             for job in jobs:
                 job.future.result()
-        self.warm.set()
 
     def _next_batch(self) -> list[Job] | None:
         """Wait for a batch; empty when only streams have work, None when all is done and the end has come."""
@@ -168,6 +185,7 @@ class Worker:
         except Exception as error:
             if not _is_out_of_memory(error) or len(jobs) == 1:
                 logger.exception("a batch of %d failed", len(jobs))
+                self._suspect = True  # a broken CUDA context fails whatever comes after it
                 return self._fail(jobs, InferenceError)
         else:
             return self._resolve(jobs, captions)
@@ -181,7 +199,7 @@ class Worker:
         self._caption(jobs[middle:])
 
     def _resolve(self, jobs: Sequence[Job], captions: Sequence[Caption]) -> None:
-        self.metrics.count(captions)
+        self.metrics.count(captions, self.captioner.device)
         self.metrics.batch_size.observe(len(jobs))
         for job, caption in zip(jobs, captions, strict=True):
             job.future.set_result(caption)
@@ -223,18 +241,27 @@ class Worker:
             self.metrics.images.labels("failed").inc()
             if not isinstance(error, OptionsError):
                 logger.exception("a stream failed")
+                self._suspect = True
                 error = InferenceError()
             stream.emit(error)
             return False
         if event.caption:
-            self.metrics.count([event.caption])
+            self.metrics.count([event.caption], self.captioner.device)
         stream.emit(event)
         return event.caption is None
+
+
+def _give_up(item: Job | Stream) -> None:
+    """Answer what is never going to be computed."""
+    if isinstance(item, Stream):
+        item.emit(InferenceError())
+    elif item.future.set_running_or_notify_cancel():
+        item.future.set_exception(InferenceError())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """CUDA has an error of its own for it; MPS and the CPU say so in words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    texts = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
