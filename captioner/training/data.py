@@ -1,7 +1,7 @@
 """Photographs and captions -> batches of frozen activations and token ids.
 
-The lower stages of the backbone are frozen, so each photo passes through them once for each of a few augmented
-*views*, and the activations wait on disk. An epoch then costs only the trainable stages and the decoder.
+The lower stages of the backbone are frozen, so each photo passes through them once for each of a few
+augmented *views*, and the activations wait on disk. An epoch costs only the stages above and the decoder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from captioner.coco import CocoCaptions
 from captioner.image import ImageProcessor, decode_image
 from captioner.tokenizer import CaptionTokenizer
+from captioner.training.precision import mixed_precision
 from captioner.vision import Backbone
 
 __all__ = ["ActivationCache", "Batch", "CaptionSet", "augment", "batches"]
@@ -72,7 +73,7 @@ class ActivationCache:
     def build(
         self, view: int, files: Sequence[Path], processor: ImageProcessor, backbone: Backbone, stages: int
     ) -> Iterator[int]:
-        """Compute one view where it is missing, yielding the photos done; a killed run starts the view again."""
+        """Compute one view where it is missing, yielding the photos done; a killed view starts again."""
         if self.path(view).exists():
             return
         partial = self.path(view).with_suffix(".partial")
@@ -87,7 +88,7 @@ class ActivationCache:
             for start in range(0, len(files), 32):
                 pixels = torch.stack(list(pool.map(read, files[start : start + 32])))
                 device = next(backbone.parameters()).device
-                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+                with torch.inference_mode(), mixed_precision(device):
                     values = backbone.run(processor.normalize(pixels.to(device), torch.float32), 0, stages)
                 array = (
                     values.permute(0, 2, 3, 1).half().cpu().numpy()
@@ -131,9 +132,9 @@ class CaptionSet:
         max_words: int,
     ) -> CaptionSet:
         """Tokenise the captions; those over ``max_words`` are cut and lose their end token."""
-        left, right = tokenizer.token_id("left"), tokenizer.token_id("right")
-        swap = {left: right, right: left}
         config = tokenizer.config
+        left, right = tokenizer.token_id("left"), tokenizer.token_id("right")
+        swap = {left: right, right: left} if left is not None and right is not None else {}
 
         def sequence(caption: str) -> list[int]:
             ids = tokenizer.encode(caption)
@@ -162,6 +163,11 @@ class Batch:
     activations: Tensor
     input_ids: Tensor
     targets: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("activations", "input_ids", "targets")}
+        return replace(self, **tensors)
 
 
 def batches(

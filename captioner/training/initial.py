@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from captioner.checkpoint import Checkpoint
+from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
@@ -25,7 +26,7 @@ EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 
 
 def initial_checkpoint(
     captions: Sequence[str],
-    imagenet: Path,
+    backbone: Path,
     *,
     description: str,
     image_size: int = 288,
@@ -39,7 +40,7 @@ def initial_checkpoint(
 
     Args:
         captions: all training captions; words that occur four times make the vocabulary.
-        imagenet: what ``scripts/imagenet_weights.py`` wrote.
+        backbone: a checkpoint directory to take it from, or a file of ``scripts/imagenet_weights.py``.
         description: for ``captioner models``.
         image_size: side of the square input in pixels.
         width: channels of text and region tokens, a multiple of 64.
@@ -49,7 +50,7 @@ def initial_checkpoint(
         max_positions: longest sequence in tokens.
 
     Raises:
-        CheckpointError: the ImageNet weights cannot be read or do not fit.
+        CheckpointError: the backbone's weights cannot be read or do not fit.
     """
     tokenizer = train_word_tokenizer(captions)
     heads, mlp_width = width // 64, 4 * width
@@ -72,16 +73,8 @@ def initial_checkpoint(
         ),
     )
     model = CaptionModel(config)
-    try:
-        with safe_open(imagenet, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            caption_words = json.loads(file.metadata()["caption_words"])
-        unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
-        missing = [name for name in model.backbone.state_dict() if f"backbone.{name}" not in tensors]
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{imagenet}: not the ImageNet weights of the encoder: {error}") from error
-    if unknown or missing:
-        raise CheckpointError(f"{imagenet} does not fit: unknown {unknown[:3]}, missing {missing[:3]}")
+    tensors, caption_words = read_backbone(backbone)
+    _load_partly(model, tensors, backbone)
     assert model.regions is not None
     assert model.regions.tags is not None
     model.regions.tags.head_words = head_word_ids(captions, caption_words, tokenizer)
@@ -89,10 +82,43 @@ def initial_checkpoint(
     return Checkpoint(model=model, tokenizer=tokenizer, processor=processor, description=description)
 
 
+def read_backbone(source: Path) -> tuple[dict[str, Tensor], list[list[str]]]:
+    """Weights of the backbone and its classifier, and each class's words for use in captions."""
+    if source.is_dir():
+        old = load_checkpoint(source, device=torch.device("cpu"), dtype=torch.float32)
+        kept = ("backbone.", "regions.tags.classifier.")
+        tensors = {name: value for name, value in old.model.state_dict().items() if name.startswith(kept)}
+        tags = old.model.regions.tags if old.model.regions else None
+        if tags is None:
+            raise CheckpointError(f"{source} has no classifier, which the tag tokens need")
+        return tensors, [[old.tokenizer.decode([token])] for token in tags.head_words.tolist()]
+    try:
+        with safe_open(source, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            return tensors, json.loads(file.metadata()["caption_words"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} holds no backbone ({error}): give a checkpoint directory, "
+            "or a file that scripts/imagenet_weights.py wrote"
+        ) from error
+
+
+def _load_partly(model: CaptionModel, tensors: dict[str, Tensor], source: Path) -> None:
+    try:
+        unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} does not fit EfficientNet-Lite2: {error}") from error
+    missing = [name for name in model.backbone.state_dict() if f"backbone.{name}" not in tensors]
+    if unknown or missing:
+        raise CheckpointError(
+            f"{source} does not fit EfficientNet-Lite2: unknown {unknown[:3]}, missing {missing[:3]}"
+        )
+
+
 def head_word_ids(
     captions: Sequence[str], caption_words: Sequence[Sequence[str]], tokenizer: CaptionTokenizer
-) -> torch.Tensor:
-    """For each class the id of that of its words which captions use most; the unknown word where they use none."""
+) -> Tensor:
+    """For each class the id of its word that captions use most; of the unknown word if they use none."""
     counts = Counter(token for caption in captions for token in tokenizer.encode(caption))
     unknown = tokenizer.config.unk_id
     counts.pop(unknown, None)

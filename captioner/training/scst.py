@@ -1,6 +1,6 @@
 """Self-critical sequence training (Rennie et al. 2017) on CIDEr.
 
-The baseline of a sample is the mean reward of the photo's other samples (Luo 2020), which needs no extra decode.
+The baseline of a sample is the mean reward of the photo's other samples (Luo 2020): no further decode.
 """
 
 from __future__ import annotations

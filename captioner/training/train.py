@@ -1,17 +1,18 @@
 """`captioner train`: cross-entropy, then self-critical training, resumable after a kill.
 
-Each epoch ends with a validation by beam search and one atomically replaced ``state.safetensors``, so that a run
-that was killed goes on from its last finished epoch. The best weights by validation CIDEr are a checkpoint.
+Each epoch ends with a validation by beam search and one atomically replaced ``state.safetensors``, so that a
+run that was killed goes on from its last finished epoch. The best weights by validation CIDEr are kept.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,101 +20,19 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.coco import CocoCaptions
-from captioner.errors import DataError
 from captioner.evaluation.metrics import score
 from captioner.generation import DecodeRules, GenerationOptions, generate
 from captioner.model import CaptionModel
 from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
+from captioner.training.options import PhotoSet, Progress, TrainingOptions
+from captioner.training.precision import mixed_precision
 from captioner.training.scst import SelfCritic
 
-__all__ = ["Progress", "TrainingOptions", "cross_entropy", "train"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How to train.
-
-    Attributes:
-        epochs: passes of cross-entropy training over the main photo set.
-        scst_epochs: passes of self-critical training after it.
-        learning_rate: peak of the decoder's and region encoder's rate; cosine decay after a linear warm-up.
-        backbone_rate: factor on it for the backbone's trainable stages; 0 freezes them.
-        scst_rate: learning rate of self-critical training, constant.
-        frozen_stages: backbone stages that are never trained and whose output is cached.
-        views: augmented views of each training photo.
-        photos: photos of the main set in a batch, each with all its captions.
-        extra_photos: photos of the extra set beside them.
-        label_smoothing: probability spread over all words.
-        weight_decay: AdamW's, on matrices only.
-        ema: decay a step of the averaged weights that are validated and kept.
-        max_words: longer captions are cut.
-        num_beams: beams of the validation.
-        samples: captions sampled for each photo in self-critical training.
-        seed: of everything random.
-    """
-
-    epochs: int = 15
-    scst_epochs: int = 5
-    learning_rate: float = 5e-4
-    backbone_rate: float = 0.1
-    scst_rate: float = 2e-5
-    frozen_stages: int = 6
-    views: int = 4
-    photos: int = 32
-    extra_photos: int = 16
-    label_smoothing: float = 0.1
-    weight_decay: float = 0.05
-    ema: float = 0.998
-    max_words: int = 20
-    num_beams: int = 3
-    samples: int = 5
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What the run tells its caller after each step and each validation.
-
-    Attributes:
-        phase: ``"cache"``, ``"xe"`` or ``"scst"``.
-        epoch: 1-based.
-        step: photos in phase ``"cache"``, else optimiser steps, done in this epoch.
-        steps: of how many.
-        images_per_second: over this epoch so far.
-        loss: running mean, or None.
-        scores: the validation's scores at the end of an epoch, or None.
-    """
-
-    phase: str
-    epoch: int
-    step: int
-    steps: int
-    images_per_second: float
-    loss: float | None = None
-    scores: dict[str, float | None] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhotoSet:
-    """A folder of photos and its captions."""
-
-    name: str
-    images: Path
-    coco: CocoCaptions
-
-    def files(self) -> list[Path]:
-        """The photos in order. Raises DataError if one is missing."""
-        files = [self.images / image.file_name for image in self.coco.images]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} photos are missing, for one {missing[0]}. Check the images folder."
-            )
-        return files
+__all__ = ["cross_entropy", "train"]
 
 
 def cross_entropy(
@@ -127,11 +46,10 @@ def cross_entropy(
     return F.cross_entropy(logits.float(), batch.targets[known], label_smoothing=label_smoothing)
 
 
-def encode_together(model: CaptionModel, parts: tuple[Batch, ...], start: int) -> list[Tensor]:
-    """Region tokens of each part, from one pass of the encoder."""
-    activations = torch.cat([part.activations.float() for part in parts])
-    tokens = model.encode(activations, start=start).region_tokens
-    return list(tokens.split([len(part.photos) for part in parts]))
+def class_drift(classifier: nn.Module, features: Tensor, original: Tensor) -> Tensor:
+    """KL divergence of the classes of feature maps ``(B, C, h, w)`` from what the original features gave."""
+    now, before = (classifier(x.mean((2, 3))).float().log_softmax(-1) for x in (features, original))
+    return F.kl_div(now, before, reduction="batchmean", log_target=True)
 
 
 class Trainer:
@@ -141,8 +59,13 @@ class Trainer:
         self.checkpoint, self.options, self.output = checkpoint, options, output
         self.model = checkpoint.model
         self.device = next(self.model.parameters()).device
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=options.learning_rate, betas=(0.9, 0.98))
-        self.average = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        self.original = copy.deepcopy(self.model.backbone)
+        self.upper_stages = self.model.backbone.stage_parameters(options.frozen_stages)
+        self.trained = self._trained()
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=options.learning_rate, betas=(0.9, 0.98), fused=True
+        )
+        self.average = {name: value.detach().clone() for name, value in self.trained.items()}
         self.epoch, self.step, self.best = 0, 0, -1.0
         config = checkpoint.tokenizer.config
         self.rules = DecodeRules(
@@ -152,26 +75,35 @@ class Trainer:
             bad_words_ids=tuple((token,) for token in config.never_ids),
         )
 
-    def _groups(self) -> list[dict[str, Any]]:
-        options = self.options
-        upper = {id(p) for p in self.model.backbone.stage_parameters(options.frozen_stages)}
-        lower = {id(p) for p in self.model.backbone.parameters()} - upper
-        groups: dict[tuple[float, float], list[Tensor]] = {}
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """All but the classifier and those stages of the backbone that stay as they are."""
+        free = {id(p) for p in self.upper_stages} if self.options.backbone_rate > 0 else set()
+        fixed = {id(p) for p in self.model.backbone.parameters()} - free
         for name, parameter in self.model.named_parameters():
-            trained = options.backbone_rate if id(parameter) in upper else 1.0
-            if id(parameter) in lower or trained == 0 or "classifier" in name:
-                parameter.requires_grad_(False)
-                continue
+            parameter.requires_grad_(id(parameter) not in fixed and "classifier" not in name)
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        upper, options = {id(p) for p in self.upper_stages}, self.options
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for parameter in self.trained.values():
+            rate = options.backbone_rate if id(parameter) in upper else 1.0
             decay = options.weight_decay if parameter.ndim >= 2 else 0.0
-            groups.setdefault((trained, decay), []).append(parameter)
+            groups.setdefault((rate, decay), []).append(parameter)
         return [{"params": ps, "rate": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+
+    @property
+    def tunes_backbone(self) -> bool:
+        """Whether this epoch trains the backbone's upper stages."""
+        options = self.options
+        return options.backbone_rate > 0 and options.frozen_epochs <= self.epoch < options.epochs
 
     @property
     def phase(self) -> str:
         return "xe" if self.epoch < self.options.epochs else "scst"
 
     def set_rate(self, steps_per_epoch: int) -> None:
-        """Linear warm-up over half an epoch, then cosine to 2 %; a constant rate in self-critical training."""
+        """Linear warm-up over half an epoch, cosine to 2 %; then constant in self-critical training."""
         options = self.options
         if self.phase == "scst":
             rate = options.scst_rate
@@ -187,24 +119,23 @@ class Trainer:
     def update(self, loss: Tensor) -> None:
         """One optimiser step, and the average follows."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            trained = [(self.average[n], p) for n, p in self.model.named_parameters() if p.requires_grad]
-            torch._foreach_lerp_([a for a, _ in trained], [p for _, p in trained], 1 - decay)
+            torch._foreach_lerp_([*self.average.values()], [*self.trained.values()], 1 - decay)
 
     def exchange_weights(self) -> None:
         """Swap the weights with their average; twice is as before."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             parameter.data, self.average[name] = self.average[name], parameter.data
 
     def save_state(self) -> None:
         """Write everything a resumed run needs, in one file that is replaced at once."""
-        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-        tensors |= {f"average.{n}": a for n, a in self.average.items() if f"model.{n}" in tensors}
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.trained.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         where = {"epoch": self.epoch, "step": self.step, "best": self.best, "options": asdict(self.options)}
@@ -219,14 +150,13 @@ class Trainer:
         path = self.output / "state.safetensors"
         if not path.exists():
             return False
-        parameters = dict(self.model.named_parameters())
         state: dict[int, dict[str, Tensor]] = {}
         with safe_open(path, "pt") as file:
             where = json.loads(file.metadata()["run"])
             for key in file.keys():  # noqa: SIM118 - not a dictionary
                 kind, _, name = key.partition(".")
                 if kind == "model":
-                    parameters[name].data.copy_(file.get_tensor(key))
+                    self.trained[name].data.copy_(file.get_tensor(key))
                 elif kind == "average":
                     self.average[name].copy_(file.get_tensor(key))
                 else:
@@ -294,12 +224,12 @@ def train(
     options: TrainingOptions,
     report: Callable[[Progress], None],
 ) -> None:
-    """Train ``checkpoint.model`` on one main and at most one extra photo set; resumes what ``output`` holds."""
+    """Train ``checkpoint.model`` on a main and at most one extra photo set; resume what ``output`` holds."""
     torch.manual_seed(options.seed)
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(checkpoint, options, output)
     trainer.load_state()
-    views = [options.views] * len(train_sets) + [1]
+    views = [*(options.views, options.extra_views)[: len(train_sets)], 1]
     *caches, validation_cache = build_caches([*train_sets, validation], views, trainer, report)
     sizes = (options.photos, options.extra_photos)
     sets = [
@@ -326,31 +256,19 @@ def train(
 
 
 def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iterator[Progress]:
-    options, model = trainer.options, trainer.model
+    options = trainer.options
     config = trainer.checkpoint.tokenizer.config
     steps = len(sets[0]) // options.photos
     total, begun = 0.0, time.perf_counter()
     torch.manual_seed(options.seed + trainer.epoch)
+    for parameter in trainer.upper_stages:
+        parameter.requires_grad_(trainer.tunes_backbone)
     stream = batches(sets, pad_id=config.pad_id, unk_id=config.unk_id, seed=options.seed + trainer.epoch)
     for step, parts in enumerate(stream, 1):
         trainer.set_rate(steps)
-        model.train()
-        main, *extra = parts
-        with torch.autocast(trainer.device.type, torch.bfloat16):
-            main_tokens, *extra_tokens = encode_together(model, parts, options.frozen_stages)
-            if trainer.phase == "scst":
-                loss = critic.loss(model, main, main_tokens)
-            else:
-                loss = cross_entropy(model, main, main_tokens, label_smoothing=options.label_smoothing)
-            for part, tokens in zip(extra, extra_tokens, strict=True):
-                share = (
-                    part.targets.shape[0]
-                    * part.targets.shape[1]
-                    / (main.targets.shape[0] * main.targets.shape[1])
-                )
-                loss = loss + share * cross_entropy(
-                    model, part, tokens, label_smoothing=options.label_smoothing
-                )
+        trainer.model.train()
+        with mixed_precision(trainer.device):
+            loss = _loss(trainer, tuple(part.to(trainer.device) for part in parts), critic)
         trainer.update(loss)
         total += loss.item()
         speed = step * sum(len(part.photos) for part in parts) / (time.perf_counter() - begun)
@@ -362,3 +280,26 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
             images_per_second=speed,
             loss=total / step,
         )
+
+
+def _loss(trainer: Trainer, parts: tuple[Batch, ...], critic: SelfCritic) -> Tensor:
+    """What a step makes smaller: the extra set counts by its share of captions, always by cross-entropy."""
+    options, model = trainer.options, trainer.model
+    activations = torch.cat([part.activations for part in parts]).float()
+    features = model.backbone.run(activations, options.frozen_stages)
+    encoded = model.encode(features, start=model.backbone.num_stages).region_tokens
+    main_tokens, *extra_tokens = torch.split(encoded, [len(part.photos) for part in parts])
+    main, *extra = parts
+    if trainer.phase == "scst":
+        loss = critic.loss(model, main, main_tokens)
+    else:
+        loss = cross_entropy(model, main, main_tokens, label_smoothing=options.label_smoothing)
+    for part, tokens in zip(extra, extra_tokens, strict=True):
+        share = part.targets.shape[:2].numel() / main.targets.shape[:2].numel()
+        loss = loss + share * cross_entropy(model, part, tokens, label_smoothing=options.label_smoothing)
+    if trainer.tunes_backbone and model.regions and model.regions.tags:
+        with torch.no_grad():
+            original = trainer.original.run(activations, options.frozen_stages)
+        drift = class_drift(model.regions.tags.classifier, features, original)
+        loss = loss + options.classes_weight * drift
+    return loss

@@ -1,0 +1,153 @@
+"""The command ``captioner train``: options, progress bar, and what is said at the end."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captioner.errors import DataError, OptionsError
+
+if TYPE_CHECKING:
+    from captioner.training.options import PhotoSet, Progress
+
+__all__ = ["train"]
+
+
+def _setting(help_text: str) -> Any:
+    return typer.Option(help=help_text, rich_help_panel="Recipe")
+
+
+def train(
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the photographs.")],
+    train: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions to learn from.")],
+    val: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions that choose the best weights.")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the checkpoint goes; a run there resumes.")
+    ],
+    val_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where they are, if elsewhere.")
+    ] = None,
+    extra_images: Annotated[Path | None, typer.Option(metavar="DIR", help="A second photo set.")] = None,
+    extra_train: Annotated[Path | None, typer.Option(metavar="COCO.json", help="Its captions.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="A model's name or directory, or the file of scripts/imagenet_weights.py.")
+    ] = "default",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    description: Annotated[str, typer.Option(help="What `captioner models` says of it.")] = "",
+    width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
+    layers: Annotated[int, _setting("Blocks of the decoder.")] = 3,
+    dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
+    epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 8,
+    frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,
+    scst_epochs: Annotated[int, _setting("Passes of self-critical training after it.")] = 7,
+    learning_rate: Annotated[float, _setting("Its peak in cross-entropy training.")] = 6e-4,
+    backbone_rate: Annotated[
+        float, _setting("Factor on it for the backbone's upper stages; 0 freezes them.")
+    ] = 0.1,
+    scst_rate: Annotated[float, _setting("Learning rate of self-critical training.")] = 5e-5,
+    views: Annotated[int, _setting("Augmented views of each photo.")] = 4,
+    extra_views: Annotated[int, _setting("Likewise of the second set's photos.")] = 2,
+    photos: Annotated[int, _setting("Photos in a batch, each with all its captions.")] = 20,
+    extra_photos: Annotated[int, _setting("Photos of the second set beside them.")] = 10,
+    seed: Annotated[int, _setting("Of everything random.")] = 0,
+) -> None:
+    """Train a captioning model; the same command goes on where a killed run stopped."""
+    if find_spec("matplotlib") is None:
+        raise OptionsError(
+            "training draws its learning curve with matplotlib: pip install 'captioner[train]'"
+        )
+    if (extra_images is None) != (extra_train is None):
+        raise OptionsError("--extra-images and --extra-train go together")
+    from captioner.coco import CocoCaptions
+    from captioner.load import list_models, resolve_device
+    from captioner.training.curve import plot_curve
+    from captioner.training.initial import initial_checkpoint
+    from captioner.training.memory import keep_freed_memory
+    from captioner.training.options import PhotoSet, TrainingOptions
+    from captioner.training.train import train as run
+
+    keep_freed_memory()
+    sets = [PhotoSet(name="main", images=images, coco=CocoCaptions.from_file(train))]
+    if extra_images is not None and extra_train is not None:
+        sets.append(PhotoSet(name="extra", images=extra_images, coco=CocoCaptions.from_file(extra_train)))
+    validation = PhotoSet(name="validation", images=val_images or images, coco=CocoCaptions.from_file(val))
+    _check_sizes(sets, [photos, extra_photos])
+    checkpoint = initial_checkpoint(
+        [text for photo_set in sets for _, texts in photo_set.coco.pairs() for text in texts],
+        {model.name: model.path for model in list_models()}.get(backbone, Path(backbone)),
+        description=description,
+        width=width,
+        layers=layers,
+        dropout=dropout,
+    )
+    checkpoint.model.to(resolve_device(device))
+    options = TrainingOptions(
+        epochs=epochs,
+        frozen_epochs=frozen_epochs,
+        scst_epochs=scst_epochs,
+        learning_rate=learning_rate,
+        backbone_rate=backbone_rate,
+        scst_rate=scst_rate,
+        views=views,
+        extra_views=extra_views,
+        photos=photos,
+        extra_photos=extra_photos,
+        seed=seed,
+    )
+    with _Bar() as bar:
+        run(checkpoint, sets, validation, output, options=options, report=bar.report)
+    print(f"{output}\t{plot_curve(output)}")
+
+
+def _check_sizes(sets: list[PhotoSet], sizes: list[int]) -> None:
+    for photo_set, size in zip(sets, sizes, strict=False):
+        if size > len(photo_set.coco.images):
+            raise DataError(
+                f"a batch takes {size} photos, but there are {len(photo_set.coco.images)}: take fewer"
+            )
+
+
+class _Bar:
+    """A progress bar on a terminal, a line now and then elsewhere; both on stderr."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=None, state="")
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def report(self, news: Progress) -> None:
+        name = {"cache": "view", "xe": "epoch", "scst": "self-critical epoch"}[news.phase]
+        loss = "" if news.loss is None else f"loss {news.loss:.3f}  "
+        state = f"{loss}{news.images_per_second:.1f} images/s"
+        if news.step == 1 or self.progress.tasks[0].total != news.steps:
+            self.progress.reset(self.task, total=news.steps)
+        self.progress.update(self.task, description=f"{name} {news.epoch}", completed=news.step, state=state)
+        if news.scores is not None:
+            scores = "  ".join(
+                f"{key} {value:.1f}" for key, value in news.scores.items() if value is not None
+            )
+            self.console.print(f"{name} {news.epoch}: {state}  {scores}", highlight=False)
+        elif not self.console.is_terminal and news.step % 100 == 0:
+            print(f"{name} {news.epoch} {news.step}/{news.steps} {state}", file=sys.stderr, flush=True)

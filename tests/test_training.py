@@ -1,0 +1,164 @@
+"""Training: it learns, resumes after a kill to the very same end, and rewards what it says it rewards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from tiny import tiny_checkpoint
+
+from captioner.coco import CocoCaptions
+from captioner.load import load
+from captioner.training.curve import plot_curve
+from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
+from captioner.training.options import PhotoSet, Progress, TrainingOptions
+from captioner.training.train import train
+
+COLOURS = {"red": "a red ball on the beach", "green": "a brown dog runs through the green grass"}
+OPTIONS = TrainingOptions(
+    epochs=8,
+    frozen_epochs=2,
+    scst_epochs=2,
+    views=2,
+    photos=4,
+    extra_photos=2,
+    max_words=8,
+    learning_rate=5e-3,
+    samples=3,
+)
+
+
+def photo_set(folder: Path, *, count: int = 16) -> PhotoSet:
+    """Plain red and green photos, with a caption for each colour, twice."""
+    folder.mkdir(exist_ok=True)
+    images, annotations = [], []
+    for number in range(count):
+        colour, caption = list(COLOURS.items())[number % 2]
+        picture = Image.new("RGB", (64, 48), colour)
+        ImageDraw.Draw(picture).ellipse((number, 5, number + 20, 25), fill="white")
+        picture.save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png"})
+        annotations += [{"image_id": number, "caption": caption}] * 2
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return PhotoSet(name="main", images=folder, coco=CocoCaptions.from_file(folder / "captions.json"))
+
+
+def run(folder: Path, *, reports: list[Progress] | None = None) -> None:
+    """A whole training run on the photos, as `train` runs it; the subprocess of the kill test calls it too."""
+    photos = photo_set(folder / "photos")
+    extra = PhotoSet(name="extra", images=photos.images, coco=photos.coco)
+    validation = PhotoSet(name="validation", images=photos.images, coco=photos.coco)
+    seen = reports if reports is not None else []
+    train(tiny_checkpoint(), [photos, extra], validation, folder / "out", options=OPTIONS, report=seen.append)
+
+
+def epochs(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder)
+    return folder
+
+
+def test_it_learns_to_tell_the_photos_apart(finished: Path) -> None:
+    model = load(finished / "out", device="cpu")
+    captions = [c.caption for c in model.caption([finished / "photos" / f"{n}.png" for n in range(4)])]
+    assert captions == [*COLOURS.values()] * 2
+    log = epochs(finished)
+    assert [record["phase"] for record in log] == ["xe"] * 8 + ["scst"] * 2
+    assert log[7]["loss"] < log[0]["loss"] / 2
+
+
+def test_the_best_epoch_is_kept(finished: Path) -> None:
+    from captioner.evaluation.evaluate import evaluate
+
+    coco = CocoCaptions.from_file(finished / "photos" / "captions.json")
+    model = load(finished / "out", device="cpu")
+    scores = evaluate(model, finished / "photos", coco, meteor=False).scores
+    assert scores.cider == pytest.approx(max(record["cider"] for record in epochs(finished)), rel=0.02)
+
+
+def test_killed_and_resumed_is_as_if_undisturbed(tmp_path: Path, finished: Path) -> None:
+    code = "from pathlib import Path; import sys; from test_training import run; run(Path(sys.argv[1]))"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    state = tmp_path / "out" / "state.safetensors"
+    with subprocess.Popen(command, env=environment) as killed:
+        while killed.poll() is None and not state.exists():
+            pass
+        killed.send_signal(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    before = len(epochs(tmp_path)) if (tmp_path / "out" / "metrics.jsonl").exists() else 0
+    assert before < len(epochs(finished))
+    subprocess.run(command, env=environment, check=True)
+    assert epochs(tmp_path)[-1] == epochs(finished)[-1]
+    ours, theirs = (load_file(folder / "out" / "state.safetensors") for folder in (tmp_path, finished))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:
+    before = epochs(finished)
+    reports: list[Progress] = []
+    run(finished, reports=reports)
+    assert reports == []
+    assert epochs(finished) == before
+
+
+def test_the_curve_is_drawn(finished: Path) -> None:
+    with Image.open(plot_curve(finished / "out")) as picture:
+        assert picture.size == (1080, 480)
+
+
+def test_views() -> None:
+    picture = Image.new("RGB", (60, 40), "red")
+    picture.paste("blue", (0, 0, 30, 40))
+    assert augment(picture, view=0, seed="a") is picture
+    assert augment(picture, view=1, seed="a").getpixel((59, 0)) == (0, 0, 255)
+    cropped = augment(picture, view=2, seed="a")
+    assert 0.55 < cropped.width * cropped.height / (60 * 40) <= 1.0
+    assert cropped.tobytes() == augment(picture, view=2, seed="a").tobytes()
+    assert cropped.tobytes() != augment(picture, view=2, seed="b").tobytes()
+
+
+def test_mirrored_views_exchange_left_and_right(tmp_path: Path) -> None:
+    tokenizer = tiny_checkpoint().tokenizer
+    photos = photo_set(tmp_path / "photos", count=2)
+    coco = CocoCaptions(photos.coco.images, dict.fromkeys((0, 1), ("the left side of a unicorn",)))
+    cache = ActivationCache(tmp_path, "x", 2)
+    group = CaptionSet.build(coco, tokenizer, cache, photos_per_batch=1, max_words=5)
+    assert (
+        tokenizer.decode(group.token_ids[0][0]) == "the left side of a"
+    )  # "right" is no word of this vocabulary
+    assert group.mirrored == group.token_ids
+
+
+def test_targets_leave_out_padding_and_unknown_words(tmp_path: Path) -> None:
+    import numpy as np
+
+    tokenizer = tiny_checkpoint().tokenizer
+    photos = photo_set(tmp_path / "photos", count=2)
+    texts = {0: ("a unicorn runs",), 1: ("a brown dog runs through the green grass",)}
+    cache = ActivationCache(tmp_path, "x", 1)
+    np.save(cache.path(0), np.zeros((2, 3, 3, 4), dtype=np.float16))
+    group = CaptionSet.build(
+        CocoCaptions(photos.coco.images, texts), tokenizer, cache, photos_per_batch=2, max_words=4
+    )
+    ((batch,),) = batches([group], pad_id=tokenizer.config.pad_id, unk_id=tokenizer.config.unk_id, seed=0)
+    by_photo = dict(zip(batch.photos, batch.targets[:, 0].tolist(), strict=True))
+    a, runs, brown, dog = (tokenizer.token_id(word) for word in ("a", "runs", "brown", "dog"))
+    assert by_photo[0] == [a, IGNORE, runs, tokenizer.config.eos_id]
+    assert by_photo[1] == [a, brown, dog, runs]  # cut after four words, so it has no end
+    assert batch.activations.shape == (2, 4, 3, 3)
