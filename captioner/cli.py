@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes that are no UTF-8
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which have a line of ours
     try:
         app(args=argv, prog_name="captioner", obj=load or _load)
     except SystemExit as end:

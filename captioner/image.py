@@ -1,10 +1,7 @@
 """A photograph in, upright RGB pixels out; pixels in, the model's ``pixel_values``; regions back to pixels.
 
 Files come from strangers, so the order of work is part of the contract: the first bytes name the format, the
-header gives the size, the size is held against a limit, and only then is a pixel decoded. Pillow's format
-classes are used directly rather than through ``Image.open``: a closed list of formats can be reached (a
-PostScript file never starts Ghostscript), nothing is registered globally, and our pixel limit stands in place
-of the process-wide ``Image.MAX_IMAGE_PIXELS``.
+header gives the size, the size is held against a limit, and only then is a pixel decoded.
 """
 
 from __future__ import annotations
@@ -19,14 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.caption import Box
 from captioner.errors import (
@@ -37,6 +27,7 @@ from captioner.errors import (
     ImageTypeError,
     OptionsError,
 )
+from captioner.formats import image_class
 
 if TYPE_CHECKING:
     import torch
@@ -55,18 +46,6 @@ A pixel takes 4 bytes of memory in a JPEG, up to 16 in a WebP: lower the limit w
 MAX_BYTES = 1 << 30
 """Limit on a file's bytes, which are read into memory: an uncompressed photo of MAX_PIXELS fits."""
 
-_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF"
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_STRANGERS = {
-    b"%PDF": "a PDF document",
-    b"%!PS": "a PostScript file",
-    b"\xc5\xd0\xd3\xc6": "an EPS file",
-    b"\x00\x00\x00\x0cJXL ": "a JPEG XL image",
-    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 image",
-    b"<svg": "an SVG drawing",
-    b"<?xml": "an SVG drawing or another XML file",
-    b"<!doctype html": "a web page",
-}
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -171,7 +150,7 @@ def _open(source: object, label: str) -> ImageFile | Image.Image:
         raise ImageTypeError(label, f"is of type {kind}; give a path, bytes, a PIL image or a uint8 array")
     if not source:
         raise ImageDecodeError(label, "is empty")
-    return _plugin(source[:512], label)(io.BytesIO(source))
+    return image_class(source[:512], label)(io.BytesIO(source))
 
 
 def _read(path: str | os.PathLike[str], label: str) -> bytes:
@@ -189,38 +168,6 @@ def _read(path: str | os.PathLike[str], label: str) -> bytes:
             return file.read(status.st_size)  # no more: /proc has files that claim 0 bytes and block
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise ImageError(label, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _plugin(head: bytes, label: str) -> type[ImageFile]:
-    """The Pillow class that reads the format whose files begin with ``head``."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile  # MPO as well: its first frame is a plain JPEG
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return WebPImageFile
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return GifImageFile
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return TiffImageFile
-    if head.startswith(b"BM"):
-        return BmpImageFile
-    if head[4:8] == b"ftyp":
-        end = int.from_bytes(head[:4], "big")
-        # ISO 14496-12, 4.3: under the general brand mif1, only the compatible brands say what is in the file
-        brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(end, len(head)), 4))}
-        if brands & {b"avif", b"avis"}:
-            return AvifImageFile
-        if brands & _HEIF_BRANDS:
-            from pillow_heif import HeifImageFile  # only who opens a HEIC waits for the import
-
-            return HeifImageFile
-        raise ImageTypeError(label, f"is a video or another ISO media file; {_FORMATS} are read")
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, kind in _STRANGERS.items():
-        if head.startswith(magic) or text.startswith(magic):
-            raise ImageTypeError(label, f"is {kind}; {_FORMATS} are read")
-    raise ImageTypeError(label, f"is not an image of a format that is read: {_FORMATS}")
 
 
 def _from_array(array: npt.NDArray[Any], label: str) -> Image.Image:

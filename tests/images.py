@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 from typing import Any
@@ -86,3 +87,28 @@ def png_bytes(width: int, height: int, *chunks: bytes) -> bytes:
     """An 8-bit RGB PNG of any announced size, made of ready chunks, with no pixels of its own."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+def damage(data: bytes, generator: random.Random) -> bytes:
+    """Damage a file in the ways that find bugs: cut, flip, overwrite, drop, repeat, extreme numbers."""
+    damaged = bytearray(data)
+    for _ in range(generator.choice((1, 1, 2, 4, 16))):
+        # half of the damage goes to the first bytes, where the headers are
+        end = min(len(damaged), 200) if generator.random() < 0.5 else len(damaged)
+        at = generator.randrange(end) if end else 0
+        length = generator.randint(1, 40)
+        match generator.randrange(6):
+            case 0:
+                del damaged[at:]
+            case 1:
+                damaged[at : at + 1] = bytes([generator.randrange(256)])
+            case 2:
+                damaged[at : at + length] = generator.randbytes(length)
+            case 3:
+                del damaged[at : at + length]
+            case 4:
+                damaged[at:at] = damaged[at : at + length]
+            case 5:
+                extreme = generator.choice((0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF))
+                damaged[at : at + 4] = struct.pack(generator.choice(("<I", ">I")), extreme)
+    return bytes(damaged)

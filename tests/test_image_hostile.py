@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images import draw_noise, draw_scene, encode, encode_all, png_bytes, png_chunk
+from images import damage, draw_noise, draw_scene, encode, encode_all, png_bytes, png_chunk
 from PIL import Image
 
 from captioner.errors import ImageDecodeError, ImageError, ImageSizeError, ImageTypeError
@@ -146,31 +146,6 @@ def test_a_tiff_with_offsets_outside_the_file_is_refused() -> None:
         decode_image(bytes(tiff))
 
 
-def mutate(data: bytes, generator: random.Random) -> bytes:
-    """Damage a file in the ways that find bugs: cut, flip, overwrite, drop, repeat, extreme numbers."""
-    damaged = bytearray(data)
-    for _ in range(generator.choice((1, 1, 2, 4, 16))):
-        # half of the damage goes to the first bytes, where the headers are
-        end = min(len(damaged), 200) if generator.random() < 0.5 else len(damaged)
-        at = generator.randrange(end) if end else 0
-        length = generator.randint(1, 40)
-        match generator.randrange(6):
-            case 0:
-                del damaged[at:]
-            case 1:
-                damaged[at : at + 1] = bytes([generator.randrange(256)])
-            case 2:
-                damaged[at : at + length] = generator.randbytes(length)
-            case 3:
-                del damaged[at : at + length]
-            case 4:
-                damaged[at:at] = damaged[at : at + length]
-            case 5:
-                extreme = generator.choice((0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF))
-                damaged[at : at + 4] = struct.pack(generator.choice(("<I", ">I")), extreme)
-    return bytes(damaged)
-
-
 def test_thousands_of_damaged_files_raise_nothing_but_image_errors(capfd: pytest.CaptureFixture[str]) -> None:
     generator = random.Random(20)
     seeds = [
@@ -180,7 +155,7 @@ def test_thousands_of_damaged_files_raise_nothing_but_image_errors(capfd: pytest
         encode(draw_noise(16, 16), "TIFF", compression="packbits"),
     ]
     magics = [seed[:12] for seed in seeds]
-    files = [mutate(seed, generator) for seed in seeds for _ in range(180)]
+    files = [damage(seed, generator) for seed in seeds for _ in range(180)]
     files += [magic + generator.randbytes(generator.randrange(300)) for magic in magics for _ in range(20)]
     files += [generator.randbytes(generator.randrange(100)) for _ in range(100)]
     messages = []
@@ -194,4 +169,4 @@ def test_thousands_of_damaged_files_raise_nothing_but_image_errors(capfd: pytest
             assert photo.width * photo.height <= 250_000
     assert 0.5 < len(messages) / len(files) < 0.9
     assert all(message.startswith("x: is ") for message in messages)
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")
