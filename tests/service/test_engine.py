@@ -1,0 +1,331 @@
+"""The engine's promises, without HTTP: batching, limits, deadlines, failures and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from images import draw_noise, encode
+from standins import Crashing, Held, Recording, SmallMemory, names
+
+from captioner import GenerationOptions, ImageTypeError, OptionsError, StreamEvent
+from service.engine import DeadlineError, Engine, InferenceError, NotReadyError, QueueFullError, Upload
+from service.metrics import Metrics
+
+OPTIONS = GenerationOptions(num_beams=2, max_length=6)
+GREEDY = GenerationOptions(num_beams=1, max_length=6)
+
+
+def upload(name: str = "a") -> Upload:
+    """A photo that depends on its name alone."""
+    return Upload(encode(draw_noise(40, 30, seed=sum(name.encode())), "PNG"), name)
+
+
+@contextlib.asynccontextmanager
+async def running(captioner: Recording, **options: Any) -> AsyncIterator[Engine]:
+    engine = Engine(captioner, **{"batch_window": 0.05, **options})
+    engine.start()
+    await until(lambda: ready(engine))
+    yield engine
+    await engine.close()
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not happened():
+            await asyncio.sleep(0.005)
+
+
+def ready(engine: Engine) -> bool:
+    with contextlib.suppress(NotReadyError):
+        engine.check_ready()
+        return True
+    return False
+
+
+def images(metrics: Metrics, outcome: str) -> float:
+    return metrics.registry.get_sample_value("captioner_images_total", {"outcome": outcome}) or 0.0
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+def test_captions_are_the_librarys_own_in_order():
+    async def test() -> None:
+        captioner = Recording()
+        async with running(captioner) as engine:
+            captions = await engine.caption([upload(name) for name in "abc"], OPTIONS)
+            expected = captioner.caption([upload(name).data for name in "abc"], OPTIONS)
+            assert [item.file for item in captions] == ["a", "b", "c"]
+            assert [replace(item, file=None) for item in captions] == expected
+
+    run(test())
+
+
+def test_requests_with_equal_options_share_a_batch():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner, max_batch=4) as engine:
+            first = asyncio.create_task(engine.caption([upload("first")], OPTIONS))
+            await until(captioner.busy.is_set)
+            wanted = [("a", OPTIONS), ("b", GREEDY), ("c", OPTIONS), ("d", GREEDY), ("e", OPTIONS)]
+            tasks = [asyncio.create_task(engine.caption([upload(name)], how)) for name, how in wanted]
+            await until(lambda: waiting(engine) == 5)
+            captioner.go.set()
+            await asyncio.gather(first, *tasks)
+        assert sorted(map(sorted, captioner.batches)) == [["a", "c", "e"], ["b", "d"], ["first"]]
+
+    run(test())
+
+
+def test_no_batch_is_larger_than_allowed():
+    async def test() -> None:
+        captioner = Recording()
+        async with running(captioner, max_batch=3) as engine:
+            await engine.caption([upload(name) for name in "abcdefgh"], OPTIONS)
+        assert [len(batch) for batch in captioner.batches] == [3, 3, 2]
+        assert names(captioner.batches) == list("abcdefgh")
+
+    run(test())
+
+
+def test_what_does_not_fit_the_queue_is_refused_at_once():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner, queue_size=3) as engine:
+            tasks = [asyncio.create_task(engine.caption([upload(name)], OPTIONS)) for name in "abc"]
+            await until(captioner.busy.is_set)
+            with pytest.raises(QueueFullError) as refusal:
+                await engine.caption([upload("d")], OPTIONS)
+            assert 1 <= refusal.value.retry_after <= 60
+            captioner.go.set()
+            await asyncio.gather(*tasks)
+            await engine.caption([upload("d")], OPTIONS)
+
+    run(test())
+
+
+def test_a_cancelled_request_costs_no_forward_pass():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner) as engine:
+            first = asyncio.create_task(engine.caption([upload("first")], OPTIONS))
+            await until(captioner.busy.is_set)
+            gone = asyncio.create_task(engine.caption([upload("gone"), upload("too")], OPTIONS))
+            await until(lambda: waiting(engine) == 2)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            captioner.go.set()
+            await first
+            await engine.caption([upload("later")], OPTIONS)
+            assert names(captioner.batches) == ["first", "later"]
+            assert images(engine.metrics, "dropped") == 2
+
+    run(test())
+
+
+def test_a_request_past_its_deadline_is_dropped():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner, timeout=0.3) as engine:
+            results = await asyncio.gather(
+                engine.caption([upload("busy")], OPTIONS),
+                late(engine, captioner),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [DeadlineError, DeadlineError]
+            captioner.go.set()
+            await until(lambda: images(engine.metrics, "dropped") == 1)
+            assert names(captioner.batches) == ["busy"]
+
+    async def late(engine: Engine, captioner: Held) -> None:
+        await until(captioner.busy.is_set)
+        await engine.caption([upload("late")], OPTIONS)
+
+    run(test())
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3])
+def test_a_batch_that_does_not_fit_the_memory_is_halved(fits: int):
+    async def test() -> None:
+        captioner = SmallMemory(fits=fits)
+        async with running(captioner, max_batch=8) as engine:
+            captions = await engine.caption([upload(name) for name in "abcdefgh"], OPTIONS)
+            assert [item.file for item in captions] == list("abcdefgh")
+        assert {len(batch) for batch in captioner.batches if len(batch) <= fits} == {2 if fits > 1 else 1}
+        assert engine.metrics.registry.get_sample_value("captioner_out_of_memory_total")
+
+    run(test())
+
+
+def test_a_photo_that_alone_does_not_fit_is_an_error_of_its_own():
+    async def test() -> None:
+        async with running(SmallMemory(fits=0)) as engine:
+            with pytest.raises(InferenceError):
+                await engine.caption([upload()], OPTIONS)
+            assert engine.alive
+
+    run(test())
+
+
+def test_a_crash_answers_its_own_batch_and_no_other():
+    async def test() -> None:
+        async with running(Crashing(), max_batch=1, batch_window=0) as engine:
+            calls = [engine.caption([upload(name)], OPTIONS) for name in ("good", "bad", "fine")]
+            good, bad, fine = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(bad, InferenceError)
+            assert [good[0].file, fine[0].file] == ["good", "fine"]
+            assert engine.alive
+
+    run(test())
+
+
+def test_a_model_that_fails_for_good_is_told():
+    async def test() -> None:
+        async with running(Crashing(), max_batch=1, batch_window=0) as engine:
+            calls = [engine.caption([upload(name)], OPTIONS) for name in ("fatal", "next")]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(result) for result in results] == [InferenceError, InferenceError]
+            await until(lambda: not engine.alive)
+            with pytest.raises(NotReadyError, match="restarted"):
+                await engine.caption([upload()], OPTIONS)
+
+    run(test())
+
+
+def test_a_photo_that_cannot_be_used_fails_its_request_only():
+    async def test() -> None:
+        captioner = Recording()
+        async with running(captioner) as engine:
+            bad = engine.caption([upload("a"), Upload(b"no photo", "b")], OPTIONS)
+            good = engine.caption([upload("c")], OPTIONS)
+            bad_result, good_result = await asyncio.gather(bad, good, return_exceptions=True)
+            assert isinstance(bad_result, ImageTypeError)
+            assert good_result[0].file == "c"
+        assert names(captioner.batches) == ["c"]
+
+    run(test())
+
+
+def test_options_that_the_model_cannot_follow_fail_their_request():
+    async def test() -> None:
+        async with running(Recording()) as engine:
+            with pytest.raises(OptionsError, match="max_length"):
+                await engine.caption([upload()], replace(OPTIONS, max_length=500))
+            assert await engine.caption([upload()], OPTIONS)
+
+    run(test())
+
+
+def test_nothing_is_accepted_before_it_is_warm_and_after_the_end():
+    async def test() -> None:
+        engine = Engine(Recording())
+        with pytest.raises(NotReadyError):
+            engine.check_room()
+        engine.start()
+        await until(lambda: ready(engine))
+        await engine.close()
+        with pytest.raises(NotReadyError, match="shutting down"):
+            await engine.caption([upload()], OPTIONS)
+        assert not engine.alive
+
+    run(test())
+
+
+def test_the_end_waits_for_what_was_accepted():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner, max_batch=2) as engine:
+            tasks = [asyncio.create_task(engine.caption([upload(name)], OPTIONS)) for name in "abcde"]
+            streamed = asyncio.create_task(collect(engine, "s"))
+            await until(captioner.busy.is_set)
+            end = asyncio.create_task(engine.close())
+            await asyncio.sleep(0.05)
+            assert not end.done()
+            captioner.go.set()
+            assert all(await asyncio.gather(*tasks))
+            assert (await streamed)[-1].caption
+            await end
+
+    run(test())
+
+
+async def collect(engine: Engine, name: str, options: GenerationOptions = OPTIONS) -> list[StreamEvent]:
+    return [event async for event in engine.stream(upload(name), options)]
+
+
+def test_a_stream_adds_up_to_the_caption():
+    async def test() -> None:
+        async with running(Recording()) as engine:
+            streams = await asyncio.gather(*(collect(engine, name) for name in "abc"))
+            captions = await engine.caption([upload(name) for name in "abc"], OPTIONS)
+            assert [events[-1].caption.to_dict() for events in streams] == [
+                item.to_dict() for item in captions
+            ]
+            assert ["".join(event.text for event in events) for events in streams] == [
+                item.caption for item in captions
+            ]
+
+    run(test())
+
+
+def test_streams_and_batches_take_turns():
+    async def test() -> None:
+        async with running(Recording()) as engine:
+            results = await asyncio.gather(
+                *(collect(engine, name) for name in "abcd"),
+                *(engine.caption([upload(name)], OPTIONS) for name in "efgh"),
+            )
+            assert all(results)
+
+    run(test())
+
+
+def test_a_stream_that_is_closed_is_not_computed_on():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner) as engine:
+            events = engine.stream(upload(), GREEDY)
+            await anext(events)
+            await events.aclose()
+            captioner.go.set()
+            await until(lambda: images(engine.metrics, "dropped") == 1)
+            assert captioner.steps <= 2
+
+    run(test())
+
+
+def test_errors_of_a_stream():
+    async def test() -> None:
+        async with running(Crashing()) as engine:
+            with pytest.raises(InferenceError):
+                await collect(engine, "bad", GREEDY)
+            with pytest.raises(OptionsError):
+                await collect(engine, "a", replace(OPTIONS, max_length=500))
+            with pytest.raises(ImageTypeError):
+                await anext(engine.stream(Upload(b"", "x"), OPTIONS))
+            assert (await collect(engine, "a"))[-1].caption
+
+    run(test())
+
+
+def test_a_stream_past_its_deadline_ends():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner, timeout=0.3) as engine:
+            with pytest.raises(DeadlineError):
+                await collect(engine, "a")
+            captioner.go.set()
+
+    run(test())
+
+
+def waiting(engine: Engine) -> int:
+    """Photos in the queue; those of a batch that is being captioned are none of them."""
+    return len(engine._worker._batcher)
