@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from captioner.batch.command import batch
 from captioner.caption import Caption
 from captioner.commandline import (
     Device,
@@ -162,7 +163,7 @@ def convert(
     print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
-for command in (train, evaluate, benchmark, serve):
+for command in (batch, train, evaluate, benchmark, serve):
     app.command()(command)
 
 

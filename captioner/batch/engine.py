@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -25,10 +25,10 @@ MAX_FAILURES = 8
 class Engine(Protocol):
     """Whatever turns items into records: threads of this process, or a cluster."""
 
-    def run(self, items: Iterable[Item]) -> Iterator[list[Record]]:
+    def run(self, items: Iterable[Item]) -> Generator[list[Record]]:
         """A record for each item, in any order, in lists as they are done.
 
-        It takes ``items`` as it goes, a bounded number ahead, in the caller's thread. Closing the iterator
+        It takes ``items`` as it goes, a bounded number ahead, in the caller's thread. Closing the generator
         abandons what is under way.
 
         Raises:

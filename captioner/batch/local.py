@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from itertools import islice
 from time import perf_counter
@@ -38,7 +38,7 @@ class LocalEngine:
         self.batch_size = BatchSize(largest) if batch_size is None else BatchSize(batch_size, batch_size)
         self.workers = workers or os.cpu_count() or 1
 
-    def run(self, items: Iterable[Item]) -> Iterator[list[Record]]:
+    def run(self, items: Iterable[Item]) -> Generator[list[Record]]:
         """See :class:`~captioner.batch.engine.Engine`."""
         ahead = 2 * self.batch_size.largest
         with closing(prefetch(self.captioner.prepare, items, workers=self.workers, ahead=ahead)) as prepared:

@@ -34,7 +34,7 @@ class RecordLog:
     Args:
         path: of the file; made where it is not there yet.
         existing: what becomes of the records that are there.
-        retry_errors: whether a photograph whose record has an ``error`` counts as not there.
+        retry_errors: whether a record with an ``error`` counts as none until there is a newer one.
 
     Raises:
         DataError: another run writes to it, it holds something else, or it cannot be written.
@@ -44,13 +44,13 @@ class RecordLog:
         self, path: str | os.PathLike[str], *, existing: Existing = "skip", retry_errors: bool = False
     ) -> None:
         self.path = Path(path)
-        self.retry_errors = retry_errors
         self.digests: dict[str, str] = {}
         """The keys of photographs by the ``sha256`` of their records."""
         self._target = self.path if existing == "skip" else self._beside(existing)
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         self._offsets: dict[str, int] = {}  # of each photograph's latest record
         self._errors: dict[str, str] = {}  # the kinds of those that have an error
+        self._outdated: set[str] = set()  # those whose record is to be replaced
         self._superseded = False
         try:
             self._lock.acquire(timeout=0)
@@ -63,7 +63,7 @@ class RecordLog:
             self._start = self._begin() if existing == "append" else 0
             self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
             self._reader = open(self._target, "rb")  # noqa: SIM115
-            self._size = self._read()
+            self._size = self._read(retry_errors)
         except OSError as error:
             self._lock.release()
             raise DataError(f"{self._target}: cannot be written: {error.strerror}") from error
@@ -80,7 +80,7 @@ class RecordLog:
 
     def __contains__(self, key: object) -> bool:
         """Whether a photograph needs nothing any more."""
-        return key in self._offsets and not (self.retry_errors and key in self._errors)
+        return key in self._offsets and key not in self._outdated
 
     def __getitem__(self, key: str) -> Record:
         """The latest record of a photograph; KeyError if there is none."""
@@ -89,11 +89,17 @@ class RecordLog:
         return record
 
     def __iter__(self) -> Iterator[Record]:
-        """The records, read anew; the latest of each photograph."""
-        return (self[key] for key in self._offsets)
+        """All records in the order of the file, read anew."""
+        with open(self._target, "rb") as file:
+            yield from map(json.loads, file)
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the records are in the file itself, not in one that is to take its place."""
+        return self._target == self.path
 
     def error_kind(self, key: str) -> str | None:
         """The kind of error that a photograph's record has."""
@@ -169,7 +175,7 @@ class RecordLog:
                     shutil.copyfileobj(old, copy)
         return size
 
-    def _read(self) -> int:
+    def _read(self, retry_errors: bool) -> int:
         """Note what records there are, and cut off what is no whole line; the size that is left."""
         size = _whole_lines(self._reader, self._target)
         self._writer.truncate(size)
@@ -181,16 +187,20 @@ class RecordLog:
             except (ValueError, TypeError, KeyError):
                 raise _foreign(self._target, f" at byte {offset}") from None
             offset += len(line)
+        if retry_errors:
+            self._outdated = set(self._errors)
+            self.digests = {digest: key for digest, key in self.digests.items() if key in self}
         return size
 
     def _note(self, record: Record, offset: int) -> None:
         key = record["file"]
         self._superseded |= key in self._offsets
         self._offsets[key] = offset
+        self._outdated.discard(key)
         self._errors.pop(key, None)
         if "error" in record:
             self._errors[key] = record["error_kind"]
-        if "sha256" in record and key in self:
+        if "sha256" in record:
             self.digests.setdefault(record["sha256"], key)
 
     def _compact(self) -> None:

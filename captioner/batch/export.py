@@ -1,0 +1,96 @@
+"""Records as a table: CSV for spreadsheets, Parquet for whatever reads columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+from itertools import islice
+from typing import BinaryIO, Literal
+
+from captioner.batch.log import replacing
+from captioner.batch.records import Record
+from captioner.errors import OptionsError
+
+__all__ = ["Format", "check_format", "write_table"]
+
+Format = Literal["jsonl", "csv", "parquet"]
+
+COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives"]
+COLUMNS += ["error", "error_kind", "sha256", "duplicate_of"]
+ROW_GROUP = 1024
+
+
+def check_format(format: Format) -> None:
+    """Raises OptionsError if a format needs what is not installed."""
+    if format == "parquet" and find_spec("pyarrow") is None:
+        raise OptionsError("Parquet needs pyarrow: pip install 'captioner[batch]'")
+
+
+def write_table(path: str | os.PathLike[str], records: Iterable[Record], format: Format) -> None:
+    """Write records as a table, which takes the place of ``path`` once it is whole.
+
+    A CSV has a row for each record, without its words, and with the captions of its alternatives as JSON. A
+    Parquet file has all that the records have, nested as there, in groups of 1024 rows.
+
+    Args:
+        path: of the file.
+        records: taken as they are written.
+        format: "csv" or "parquet".
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as file:
+        if format == "csv":
+            _write_csv(file, records)
+        else:
+            _write_parquet(file, records)
+
+
+def _write_csv(file: BinaryIO, records: Iterable[Record]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+    rows = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    rows.writeheader()
+    for record in records:
+        others = [alternative["caption"] for alternative in record.get("alternatives", ())]
+        rows.writerow({**record, "alternatives": json.dumps(others, ensure_ascii=False) if others else ""})
+    text.flush()
+    text.detach()  # the file is its owner's to close
+
+
+def _write_parquet(file: BinaryIO, records: Iterable[Record]) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    text, number = pa.string(), pa.float32()
+    scores = {"confidence": number, "logprob": number}
+    maps = {"attention": pa.list_(pa.list_(number)), "box": pa.list_(pa.int32())}
+    schema = pa.schema(
+        {
+            "file": text,
+            "caption": text,
+            **scores,
+            "model": text,
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "words": pa.list_(pa.struct({"text": text, **scores, **maps})),
+            "alternatives": pa.list_(pa.struct({"caption": text, **scores})),
+            **dict.fromkeys(("error", "error_kind", "sha256", "duplicate_of"), text),
+        }
+    )
+    source = iter(records)
+    with pq.ParquetWriter(file, schema) as writer:
+        while group := [_as_unicode(record) for record in islice(source, ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _as_unicode(record: Record) -> Record:
+    """The record with file names that are no UTF-8 written with escapes."""
+    return {
+        name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in record.items()
+    }

@@ -1,0 +1,123 @@
+"""What a batch says on stderr: a bar on a terminal, lines of JSON elsewhere, and a summary at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from threading import Thread
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from captioner.batch.items import Item
+from captioner.batch.run import Counts
+from captioner.commandline import complain
+
+__all__ = ["ProgressReport"]
+
+JSON_SECONDS = 10.0
+
+
+class ProgressReport:
+    """Tells how far a run is.
+
+    Args:
+        items: finds all photographs anew; they are counted in a thread, while the run goes on.
+        quiet: say nothing but what went wrong.
+        console: where to write; None for stderr.
+    """
+
+    def __init__(
+        self, items: Callable[[], Iterable[Item]], *, quiet: bool = False, console: Console | None = None
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self.quiet = quiet
+        self.total: int | None = None
+        self._items = items
+        self._said = monotonic()
+        columns = ("captioning", BarColumn(), MofNCompleteColumn(), "{task.fields[more]}")
+        self._bar = Progress(
+            *(TextColumn(column) if isinstance(column, str) else column for column in columns),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, more="")
+
+    def __enter__(self) -> ProgressReport:
+        self._bar.start()
+        if not self.quiet:
+            Thread(target=self._count, name="count", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def _count(self) -> None:
+        self.total = sum(1 for _ in self._items())
+
+    def update(self, counts: Counts) -> None:
+        """Tell, if it is time to."""
+        left = self._seconds_left(counts)
+        if self.console.is_terminal:
+            more = [f"{counts.failed} failed"] if counts.failed else []
+            more += [f"{counts.images_per_second:.1f} images/s"]
+            more += [f"{_clock(left)} left"] if left is not None else []
+            self._bar.update(self._task, completed=counts.done, total=self.total, more=", ".join(more))
+        elif not self.quiet and monotonic() - self._said > JSON_SECONDS:
+            self._said = monotonic()
+            self._print(
+                {
+                    "done": counts.done,
+                    "total": self.total,
+                    "failed": counts.failed,
+                    "images_per_second": round(counts.images_per_second, 2),
+                    "seconds_left": None if left is None else round(left),
+                }
+            )
+
+    def summary(self, counts: Counts) -> None:
+        """Tell how the run ended."""
+        speed = counts.images_per_second
+        if not self.console.is_terminal:
+            if not self.quiet:
+                self._print(
+                    {
+                        "finished": not counts.stopped,
+                        "captioned": counts.captioned,
+                        "failed": counts.failed,
+                        "already": counts.already,
+                        "errors": dict(counts.errors),
+                        "seconds": round(counts.seconds, 1),
+                        "images_per_second": round(speed, 2),
+                    }
+                )
+            return
+        if not self.quiet:
+            took = f"in {_clock(counts.seconds)}, {speed:.1f} images/s"
+            before = f"; {counts.already} were done before" if counts.already else ""
+            complain(f"{counts.captioned} captioned, {counts.failed} failed {took}{before}")
+        for kind, count in counts.errors.most_common():
+            file, problem = counts.examples[kind]
+            complain(f"{count} × {kind}, such as {file}: {problem}")
+
+    def _seconds_left(self, counts: Counts) -> float | None:
+        if self.total is None or not counts.captioned + counts.failed:
+            return None
+        return max(0, self.total - counts.done) / counts.images_per_second
+
+    def _print(self, data: dict[str, Any]) -> None:
+        print(json.dumps(data), file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """``1:02:03``, or ``2:03`` below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
