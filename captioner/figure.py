@@ -1,8 +1,8 @@
 """A photograph as an HTML figure, in which pointing at a word lights the regions that it came from.
 
-What the pages of :mod:`captioner.heatmap` and :mod:`captioner.report` share: a map's strengths and colours, the
-figure with its style and script (``figure.css``, ``figure.js``), and a content security policy that allows
-these and nothing from elsewhere.
+What the pages of :mod:`captioner.heatmap` and :mod:`captioner.report` share: a map's strengths and colours,
+the figure with its style and script (``figure.css``, ``figure.js``), and a content security policy that
+allows these and nothing from elsewhere.
 """
 
 from __future__ import annotations
