@@ -309,7 +309,7 @@ def test_errors_of_a_stream():
             with pytest.raises(OptionsError):
                 await collect(engine, "a", replace(OPTIONS, max_length=500))
             with pytest.raises(ImageTypeError):
-                await anext(engine.stream(Upload(b"", "x"), OPTIONS))
+                await anext(engine.stream(Upload(b"no photo", "x"), OPTIONS))
             assert (await collect(engine, "a"))[-1].caption
 
     run(test())

@@ -1,0 +1,236 @@
+"""Clients that others wrote, against a running server: the packages openai and huggingface_hub."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from problems import check_problem
+from standins import Crashing
+from tiny import tiny_captioner
+
+from captioner import Caption
+
+
+def expected(photo: bytes, **options: Any) -> Caption:
+    captioner = tiny_captioner()
+    return captioner.caption([photo], replace(captioner.default_options, **options))[0]
+
+
+def image_part(data: bytes) -> dict[str, Any]:
+    url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}
+
+
+def chat_of(*contents: Any) -> list[Any]:
+    return [{"role": "user", "content": content} for content in contents]
+
+
+@pytest.fixture
+def chat(photo: bytes) -> list[Any]:
+    """What somebody asks who has a photo."""
+    question = {"type": "text", "text": "What is in this photo?"}
+    return [{"role": "system", "content": "Be brief."}, *chat_of([question, image_part(photo)])]
+
+
+@pytest.fixture
+def client_of_openai(client: httpx.Client) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="any", max_retries=0) as found:
+        yield found
+
+
+def test_openai_completion(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
+    answer = client_of_openai.chat.completions.create(
+        model="tiny", messages=chat, max_tokens=300, temperature=0
+    )
+    caption = expected(photo)
+    (choice,) = answer.choices
+    assert choice.message.content == caption.caption
+    assert choice.message.role == "assistant"
+    assert answer.model == "tiny"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 12
+    assert choice.finish_reason == "length"  # the tiny model never ends by itself
+
+
+def test_openai_several_choices(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
+    answer = client_of_openai.chat.completions.create(
+        model="default", messages=chat, n=3, max_completion_tokens=5
+    )
+    caption = expected(photo, max_length=5, alternatives=2, num_beams=3)
+    texts = [choice.message.content for choice in answer.choices]
+    assert texts == [caption.caption, *(item.caption for item in caption.alternatives)]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+
+
+def test_openai_sampling(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
+    answer = client_of_openai.chat.completions.create(
+        model="tiny", messages=chat, temperature=1.5, top_p=0.9, seed=-3
+    )
+    options = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "seed": 2**63 - 3}
+    assert answer.choices[0].message.content == expected(photo, **options).caption
+
+
+def test_openai_stream(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
+    chunks = list(
+        client_of_openai.chat.completions.create(
+            model="tiny", messages=chat, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == expected(photo).caption
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 12
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_openai_asynchronous(client: httpx.Client, chat: list[Any], photo: bytes):
+    async def ask() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="any") as found:
+            calls = [found.chat.completions.create(model="tiny", messages=chat) for _ in range(5)]
+            return await asyncio.gather(*calls)
+
+    captions = {answer.choices[0].message.content for answer in asyncio.run(ask())}
+    assert captions == {expected(photo).caption}
+
+
+def test_openai_takes_the_last_photo(client_of_openai: openai.OpenAI, chat: list[Any]):
+    unlike = image_part(b"not a photo")
+    messages = [*chat_of([unlike]), {"role": "assistant", "content": "a dog"}, *chat, *chat_of("And now?")]
+    assert client_of_openai.chat.completions.create(model="tiny", messages=messages).choices
+
+
+def test_openai_models(client_of_openai: openai.OpenAI):
+    assert [model.id for model in client_of_openai.models.list()] == ["tiny"]
+    assert client_of_openai.models.retrieve("tiny").owned_by == "captioner"
+
+
+def test_openai_key(serve, chat: list[Any]):
+    with serve(api_keys="right") as client:
+        url = f"{client.base_url}/v1"
+        assert openai.OpenAI(base_url=url, api_key="right").models.list().data
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=url, api_key="wrong").models.list()
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "text"),
+    [
+        ({"model": "gpt-4o"}, openai.NotFoundError, "'tiny', not 'gpt-4o'"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"messages": chat_of("Hello")}, openai.BadRequestError, "no photo"),
+        ({"messages": chat_of([image_part(b"a"), image_part(b"b")])}, openai.BadRequestError, "one photo"),
+        ({"messages": chat_of([image_part(b"a")])}, openai.APIStatusError, "not an image"),
+        (
+            {"messages": chat_of([{"type": "image_url", "image_url": {"url": "https://example.org/a.jpg"}}])},
+            openai.BadRequestError,
+            "no URLs",
+        ),
+        ({"messages": chat_of([{"type": "input_audio", "input_audio": {}}])}, openai.BadRequestError, "type"),
+        ({"temperature": 3}, openai.BadRequestError, "temperature"),
+        ({"n": 40}, openai.BadRequestError, "16 beams"),
+        ({"n": 2, "stream": True}, openai.BadRequestError, "stream"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            openai.BadRequestError,
+            "tools",
+        ),
+    ],
+    ids=str,
+)
+def test_openai_errors_say_what_is_wrong(
+    client_of_openai: openai.OpenAI,
+    chat: list[Any],
+    request_: dict[str, Any],
+    error: type[openai.APIStatusError],
+    text: str,
+):
+    with pytest.raises(error) as raised:
+        client_of_openai.chat.completions.create(**{"model": "tiny", "messages": chat, **request_})
+    assert text in raised.value.message
+
+
+def test_openai_fields_without_effect(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
+    answer = client_of_openai.chat.completions.create(
+        model="tiny",
+        messages=chat,
+        frequency_penalty=1,
+        stop=["."],
+        user="me",
+        response_format={"type": "text"},
+    )
+    assert answer.choices[0].message.content == expected(photo).caption
+
+
+def test_a_stream_that_fails_midway_is_an_error(serve, photo: bytes):
+    class CrashesOnImages(Crashing):
+        def check(self, images: Any) -> None:
+            if images[0].file == "image 1":
+                raise RuntimeError("no more")
+
+    with serve(CrashesOnImages()) as client:
+        url = f"{client.base_url}/v1"
+        messages = chat_of([image_part(photo)])
+        with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as found:
+            stream = found.chat.completions.create(
+                model="tiny", messages=messages, stream=True, max_tokens=8, temperature=0.1
+            )
+            with pytest.raises(openai.APIError, match="the model failed"):
+                list(stream)
+        body = {"images": [{"base64": base64.b64encode(photo).decode()}], "num_beams": 1}
+        text = client.post("/v1/captions/stream", json=body).text
+        assert text.split("\n\n")[-2].startswith("event: error\ndata: {")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/image-to-text"])
+def test_hugging_face(client: httpx.Client, photo: bytes, photo_path: Path, path: str):
+    url = f"{client.base_url}".rstrip("/") + path
+    assert InferenceClient(model=url).image_to_text(photo).generated_text == expected(photo).caption
+    assert InferenceClient().image_to_text(photo_path, model=url).generated_text == expected(photo).caption
+
+
+def test_hugging_face_asynchronous(client: httpx.Client, photo: bytes):
+    answer = asyncio.run(AsyncInferenceClient(model=f"{client.base_url}").image_to_text(photo))
+    assert answer.generated_text == expected(photo).caption
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hugging_face_chat(client: httpx.Client, chat: list[Any], photo: bytes, stream: bool):
+    found = InferenceClient(f"{client.base_url}")
+    if stream:
+        chunks = found.chat_completion(messages=chat, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    else:
+        text = found.chat_completion(messages=chat).choices[0].message.content or ""
+    assert text == expected(photo).caption
+
+
+def test_hugging_face_errors_say_what_is_wrong(client: httpx.Client):
+    with pytest.raises(HfHubHTTPError, match="not an image") as raised:
+        InferenceClient(model=f"{client.base_url}").image_to_text(b"not a photo")
+    assert raised.value.response.status_code == 415
+
+
+def test_hugging_face_json(client: httpx.Client, photo: bytes):
+    inputs = base64.b64encode(photo).decode()
+    body = {"inputs": inputs, "parameters": {"max_new_tokens": 4, "alternatives": 1}}
+    caption = expected(photo, max_length=4, alternatives=1)
+    texts = [caption.caption, caption.alternatives[0].caption]
+    answer = client.post("/image-to-text", json=body).json()
+    assert answer == [{"generated_text": text} for text in texts]
+    for wrong in ({}, {"inputs": "#"}, {"inputs": inputs, "parameters": {"beams": 3}}):
+        check_problem(client.post("/image-to-text", json=wrong), 400)
