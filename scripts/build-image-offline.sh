@@ -39,10 +39,10 @@ buildah "${store[@]}" build --isolation chroot --format docker --tag captioner \
     --build-arg BASE_IMAGE=localhost/captioner-base --build-arg TORCH= --build-arg VERSION="$version" \
     --secret id=pip.conf,src="$pip_conf" "${volumes[@]}" "$@" .
 
-rm -rf build/image/rootfs
-container=$(buildah "${store[@]}" from captioner)
-cp -a "$(buildah "${store[@]}" mount "$container")" build/image/rootfs
-buildah "${store[@]}" rm "$container" >/dev/null
-buildah "${store[@]}" rmi --prune >/dev/null
+buildah "${store[@]}" rm captioner-rootfs &>/dev/null || true
+buildah "${store[@]}" from --name captioner-rootfs captioner >/dev/null
+ln --symbolic --force --no-dereference "$(buildah "${store[@]}" mount captioner-rootfs)" build/image/rootfs
+chmod a+x build/image/storage{,/vfs,/vfs/dir} # for the image's user on the way to its root
 buildah "${store[@]}" inspect --type image captioner >build/image/config.json
-du -sh build/image/rootfs
+buildah "${store[@]}" rmi --prune >/dev/null
+du --summarize --human-readable --dereference build/image/rootfs
