@@ -49,26 +49,22 @@ class RecordLog:
         self._target = self.path if existing == "skip" else self._beside(existing)
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         self._offsets: dict[str, int] = {}  # of each photograph's latest record
-        self._errors: dict[str, str] = {}  # the kinds of those that have an error
+        self._failed: set[str] = set()  # those whose record has an error
         self._outdated: set[str] = set()  # those whose record is to be replaced
         self._superseded = False
         try:
             self._lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f"{self.path}: another run is writing to it: wait until it has ended") from None
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error.strerror}") from error
-        try:
             self._check_unfinished()
-            self._start = self._begin() if existing == "append" else 0
+            self._start = self._begin(existing)
             self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
             self._reader = open(self._target, "rb")  # noqa: SIM115
             self._size = self._read(retry_errors)
-        except OSError as error:
+        except Timeout:
+            raise DataError(f"{self.path}: another run is writing to it: wait until it has ended") from None
+        except BaseException as error:
             self._lock.release()
-            raise DataError(f"{self._target}: cannot be written: {error.strerror}") from error
-        except BaseException:
-            self._lock.release()
+            if isinstance(error, OSError):
+                raise DataError(f"{self._target}: cannot be written: {error.strerror}") from error
             raise
         self._synced = monotonic()
 
@@ -101,9 +97,9 @@ class RecordLog:
         """Whether the records are in the file itself, not in one that is to take its place."""
         return self._target == self.path
 
-    def error_kind(self, key: str) -> str | None:
-        """The kind of error that a photograph's record has."""
-        return self._errors.get(key)
+    def failed(self, key: str) -> bool:
+        """Whether a photograph's record has an error."""
+        return key in self._failed
 
     def append(self, record: Record) -> None:
         """Add a record; it is in the file when this returns.
@@ -162,33 +158,36 @@ class RecordLog:
                     "or remove this file"
                 )
 
-    def _begin(self) -> int:
-        """Copy the old records to where new ones are added to them; where those will begin."""
-        if not self.path.exists():
+    def _begin(self, existing: Existing) -> int:
+        """With "append", copy the old records to where new ones are added; where those begin."""
+        if existing == "skip" or not self.path.exists():
             return 0
         with open(self.path, "r+b") as old:
             size = _whole_lines(old, self.path)
+            if existing == "overwrite":
+                return 0
             old.truncate(size)
             old.seek(0)
             if not self._target.exists():
                 with replacing(self._target) as copy:
                     shutil.copyfileobj(old, copy)
+                    _sync(copy)
         return size
 
     def _read(self, retry_errors: bool) -> int:
         """Note what records there are, and cut off what is no whole line; the size that is left."""
-        size = _whole_lines(self._reader, self._target)
-        self._writer.truncate(size)
-        self._reader.seek(self._start)
-        offset = self._start
-        for line in self._reader:
+        size, offset = _whole_lines(self._reader, self._target), self._start
+        self._reader.seek(offset)
+        while offset < size:
+            line = self._reader.readline()
             try:
                 self._note(json.loads(line), offset)
             except (ValueError, TypeError, KeyError):
                 raise _foreign(self._target, f" at byte {offset}") from None
             offset += len(line)
+        self._writer.truncate(size)
         if retry_errors:
-            self._outdated = set(self._errors)
+            self._outdated = set(self._failed)
             self.digests = {digest: key for digest, key in self.digests.items() if key in self}
         return size
 
@@ -197,9 +196,7 @@ class RecordLog:
         self._superseded |= key in self._offsets
         self._offsets[key] = offset
         self._outdated.discard(key)
-        self._errors.pop(key, None)
-        if "error" in record:
-            self._errors[key] = record["error_kind"]
+        (self._failed.add if "error" in record else self._failed.discard)(key)
         if "sha256" in record:
             self.digests.setdefault(record["sha256"], key)
 
@@ -213,6 +210,7 @@ class RecordLog:
                 self._reader.seek(offset)
                 offsets[key] = size
                 size += file.write(self._reader.readline())
+            _sync(file)
         self._writer.close()
         self._reader.close()
         self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
@@ -222,18 +220,26 @@ class RecordLog:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` in one step, once it is whole and on the disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A new file that takes the place of ``path`` in one step, once it is whole.
+
+    What a killed run left of it has the same name, so that the next one clears it away.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _whole_lines(file: BinaryIO, path: Path) -> int:

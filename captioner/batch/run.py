@@ -63,8 +63,9 @@ class Counts:
 
     def note_error(self, record: Record) -> None:
         """Count a record's error."""
-        self.errors[record["error_kind"]] += 1
-        self.examples.setdefault(record["error_kind"], (record["file"], record["error"]))
+        kind = record.get("error_kind", "unknown")
+        self.errors[kind] += 1
+        self.examples.setdefault(kind, (record["file"], record["error"]))
 
 
 def run_batch(
@@ -136,7 +137,7 @@ class _Run:
                 yield item
                 continue
             self.counts.already += 1
-            if self.log.error_kind(item.key):
+            if self.log.failed(item.key):
                 self.counts.note_error(self.log[item.key])
 
     def expect(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -184,21 +185,20 @@ class _Run:
 
     def _write_sidecar(self, sidecars: Sidecars, record: Record) -> Record:
         """What the record says of it, if it could not be written."""
-        path = sidecars.path(record["file"])
         try:
             sidecars.write(record["file"], record)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise DataError(
-                    f"{path}: cannot be written: {error.strerror}. The {len(self.log)} records so far are "
-                    "safe: make room, and the same command goes on"
+                    f"{record['file']}: its sidecar cannot be written: {error.strerror}. The {len(self.log)} "
+                    "records so far are safe: make room, and the same command goes on"
                 ) from error
             problem = f"cannot be written: {error.strerror}"
         except DataError as error:
             problem = str(error)
         else:
             return {}
-        return {"error": f"its sidecar {path} {problem}", "error_kind": "sidecar"}
+        return {"error": f"its sidecar {problem}", "error_kind": "sidecar"}
 
 
 def _digest(item: Item) -> str:

@@ -82,7 +82,8 @@ def _json(old: bytes | None, record: Record, existing: Existing) -> bytes | None
         except ValueError as error:
             raise DataError(f"is no JSON ({error})") from error
         records = content if isinstance(content, list) else [content]
-        content = records if record in records else [*records, record]
+        known = [(each.get("model"), each.get("caption")) for each in records if isinstance(each, dict)]
+        content = records if (record["model"], record["caption"]) in known else [*records, record]
     return json.dumps(content, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
 
 
