@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from captioner import GenerationOptions
 from captioner.caption import Alternative, Caption, RegionMap, Word
 from captioner.image import ImageSource, Photo, decode_image
@@ -60,6 +62,7 @@ class FakeCaptioner:
     """
 
     name = "fake"
+    device = torch.device("cpu")
     default_options = GenerationOptions(num_beams=4, max_length=12)
 
     def __init__(self) -> None:
