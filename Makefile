@@ -30,11 +30,11 @@ dist: .venv/installed-release
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-# What the pinned dependencies are, for scanners: build/sbom.json, CycloneDX.
+# What runs with it, for scanners: build/sbom.json, CycloneDX.
 sbom: .venv/installed-release
 	mkdir -p build
-	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --output-reproducible \
-		--output-file build/sbom.json
+	$(BIN)/python scripts/constraints.py --runtime | $(BIN)/cyclonedx-py requirements - \
+		--pyproject pyproject.toml --output-reproducible --output-file build/sbom.json
 
 .venv/installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

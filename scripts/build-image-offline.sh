@@ -45,4 +45,4 @@ ln --symbolic --force --no-dereference "$(buildah "${store[@]}" mount captioner-
 chmod a+x build/image/storage{,/vfs,/vfs/dir} # for the image's user on the way to its root
 buildah "${store[@]}" inspect --type image captioner >build/image/config.json
 buildah "${store[@]}" rmi --prune >/dev/null
-du --summarize --human-readable --dereference build/image/rootfs
+du --summarize --human-readable --dereference-args build/image/rootfs
