@@ -22,9 +22,9 @@ const options = new Options(byId("options"), () => {
   work();
 });
 
-/** @param {string} text - for screen readers */
+/** @param {string} text - for screen readers, which read only what changes */
 function announce(text) {
-  byId("live").textContent = text;
+  byId("live").textContent = byId("live").textContent === text ? `${text}\u00a0` : text;
 }
 
 /** @param {File[]} files */
@@ -54,21 +54,9 @@ function work() {
 /** @param {Card} card */
 async function captionCard(card) {
   const { signal } = card.abort;
-  /** @param {Blob} photo */
-  const send = async (photo) => card.finish(await captionPhoto(photo, card.file.name, {
-    options: options.fields,
-    key: options.key,
-    signal,
-    onText: (text) => card.write(text),
-    onWait: (seconds) => card.hold(seconds),
-  }), photo);
   card.work();
   try {
-    await send(card.file).catch(async (error) => {
-      const smaller = error.status === 413 && await shrink(card.file);
-      if (!smaller) throw error;
-      await send(smaller);
-    });
+    await request(card, card.file).catch((error) => requestSmaller(card, error));
     announce(`${card.file.name}: ${card.caption?.caption}`);
   } catch (error) {
     if (signal.aborted) return;
@@ -79,6 +67,25 @@ async function captionCard(card) {
   } finally {
     work();
   }
+}
+
+/** @param {Card} card @param {Blob} photo - its file, or a smaller copy */
+async function request(card, photo) {
+  const caption = await captionPhoto(photo, card.file.name, {
+    options: options.fields,
+    key: options.key,
+    signal: card.abort.signal,
+    onText: (text) => card.write(text),
+    onWait: (seconds) => card.hold(seconds),
+  });
+  card.finish({ ...caption, file: card.file.name }, photo);
+}
+
+/** Once more, if that can help. @param {Card} card @param {Problem} error - what came of the first time */
+async function requestSmaller(card, error) {
+  const photo = error.status === 413 ? await shrink(card.file) : null;
+  if (!photo) throw error;
+  await request(card, photo);
 }
 
 /** @param {Card} card */

@@ -1,0 +1,221 @@
+"""The web page when something is in its way: errors, a busy server, keys, limits, small screens, the dark."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from images import draw_noise, encode
+from playwright.sync_api import expect
+from scripted import ScriptedCaptioner
+from webpage import add, photo, word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import FilePayload, Locator, Page
+
+PHONE = {"width": 390, "height": 844}
+
+
+def problem(card: Locator) -> list[str]:
+    """Title and detail of the error on a card."""
+    card.locator(".problem").wait_for()
+    return [card.locator(f".problem .{part}").inner_text() for part in ("title", "detail")]
+
+
+def test_errors_are_told_in_words(page: Page, serve: Callable[..., str]):
+    page.goto(serve())
+    broken: FilePayload = {"name": "cut.png", "mimeType": "image/png", "buffer": photo()["buffer"][:60]}
+    text: FilePayload = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"milk, bread"}
+    cards = add(page, broken, text, photo("good.png"))
+    title, detail = problem(cards.nth(0))
+    assert title == "The photo cannot be decoded"
+    assert re.match("[A-Z]", detail)
+    assert "cut.png" not in detail
+    assert problem(cards.nth(1)) == ["Not a photo", "It is text/plain."]
+    expect(page.get_by_role("heading", level=2)).to_have_text("3 photos · 2 without a caption")
+    expect(cards.nth(2).locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+    assert page.get_by_role("button", name="Try again").count() == 0
+
+
+def test_a_lost_connection_is_told_and_tried_again(page: Page, serve: Callable[..., str]):
+    page.goto(serve())
+    page.context.set_offline(True)
+    card = add(page, photo())
+    assert problem(card) == ["The server cannot be reached", "Is it running, and are you online?"]
+    page.context.set_offline(False)
+    card.get_by_role("button", name="Try again").click()
+    expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+    assert card.locator(".problem").is_hidden()
+
+
+def test_a_busy_server_is_asked_again(page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner):
+    captioner.hold()
+    page.goto(serve(queue_size=1))
+    add(page, photo("one.png"), photo("two.png"))
+    expect(page.get_by_text("The server is busy; asking again in")).to_be_visible()
+    captioner.release()
+    expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
+    assert len(captioner.streamed) == 2
+
+
+def test_an_api_key_is_asked_for_and_forgotten_with_the_tab(page: Page, serve: Callable[..., str]):
+    url = serve(api_keys="secret")
+    page.goto(url)
+    expect(page.get_by_role("status").first).to_have_text("needs an API key")
+    cards = add(page, photo())
+    assert problem(cards)[0] == "This server wants an API key"
+    key = page.get_by_label("API key")
+    expect(key).to_be_focused()
+    assert key.get_attribute("aria-invalid") == "true"
+    key.fill("secret")
+    key.press("Enter")
+    expect(cards.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+    expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
+    assert page.evaluate("[Object.values(sessionStorage), {...localStorage}, document.cookie]") == [
+        ["secret"],
+        {},
+        "",
+    ]
+    page.reload()
+    expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
+    other = page.context.new_page()
+    other.goto(url)
+    expect(other.get_by_role("status").first).to_have_text("needs an API key")
+
+
+@pytest.mark.parametrize("limit", [{"max_upload_mb": 3}, {"max_pixels": 1_200_000}])
+def test_a_photo_over_a_limit_is_sent_smaller(limit: dict[str, float], page: Page, serve: Callable[..., str]):
+    page.goto(serve(**limit))
+    large = encode(draw_noise(2500, 600), "PNG", compress_level=1)
+    assert len(large) > 3e6
+    card = add(page, {"name": "large.png", "mimeType": "image/png", "buffer": large})
+    expect(card.locator(".caption")).to_have_text("a photo 2048 wide and 492 high")
+    assert "sent at 2048 × 492" in card.locator(".facts").inner_text()
+
+
+def test_a_format_that_browsers_do_not_show_is_captioned(page: Page, serve: Callable[..., str]):
+    page.goto(serve())
+    card = add(page, photo("phone.heic", format="HEIC"))
+    expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+    expect(card.locator(".photo")).to_have_class("photo no-preview")
+    box = card.locator(".photo").bounding_box()
+    assert box
+    assert box["width"] / box["height"] == pytest.approx(1.5, abs=0.01)
+
+
+def test_on_a_phone_photo_and_words_share_the_screen(page: Page, serve: Callable[..., str]):
+    page.set_viewport_size(PHONE)
+    page.goto(serve())
+    card = add(page, photo("tall.png", size=(300, 900)))
+    word(page, "photo").tap()
+    frame, caption = card.locator(".stage").bounding_box(), card.locator(".caption").bounding_box()
+    assert frame
+    assert caption
+    assert frame["y"] >= 0
+    assert caption["y"] >= frame["y"] + frame["height"]
+    assert caption["y"] + caption["height"] <= PHONE["height"]
+    for state in ("closed", "open"):
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], state
+        page.get_by_text("Options").click()
+    small = page.evaluate(
+        """[...document.querySelectorAll("button:not(.word), summary, .drop")].filter((element) => {
+            const {width, height} = element.getBoundingClientRect();
+            return width && (width < 44 || height < 40);
+        }).map((element) => element.outerHTML)"""
+    )
+    assert small == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(scheme: str, page: Page, serve: Callable[..., str]):
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.goto(serve())
+    add(page, photo(), {"name": "cut.png", "mimeType": "image/png", "buffer": photo()["buffer"][:60]})
+    expect(page.get_by_role("heading", level=2)).to_have_text("2 photos · 1 without a caption")
+    page.get_by_text("Options").click()
+    word(page, "photo").click()
+    contrasts = page.evaluate(
+        """() => {
+            const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+            const luminance = ([r, g, b]) => [r, g, b].map((value) => value / 255)
+                .map((part) => part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4)
+                .reduce((sum, part, i) => sum + part * [.2126, .7152, .0722][i], 0);
+            const opaque = (element) => {
+                for (; element; element = element.parentElement) {
+                    const colour = channels(getComputedStyle(element).backgroundColor);
+                    if (colour.length === 3) return colour;
+                }
+            };
+            const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+            const hasText = (element) => element.offsetParent && [...element.childNodes].some(isText);
+            return [...document.body.querySelectorAll("*")].filter(hasText).map((element) => {
+                const [a, b] = [channels(getComputedStyle(element).color), opaque(element)].map(luminance);
+                return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), element.outerHTML.slice(0, 80)];
+            });
+        }"""
+    )
+    assert len(contrasts) > 30
+    assert [(ratio, html) for ratio, html in contrasts if ratio < 4.5] == []
+    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 128 * 3) == (scheme == "dark")
+
+
+def test_nothing_moves_for_those_who_asked_for_it(
+    page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner
+):
+    captioner.hold()
+    page.goto(serve())
+    add(page, photo())
+    expect(page.locator(".said")).to_have_text("Looking")
+    moving = "document.getAnimations().filter((animation) => animation.playState === 'running').length"
+    assert page.evaluate(moving) > 0
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate(moving) == 0
+
+
+def test_keyboard_alone_reaches_everything(page: Page, serve: Callable[..., str]):
+    page.goto(serve())
+    cards = add(page, photo("one.png"), photo("two.png"))
+    expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
+    page.locator("body").focus()
+    reached = []
+    for _ in range(22):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                """(() => {
+                    const at = document.activeElement, ringed = at.closest(".drop") ?? at;
+                    return [at.ariaLabel ?? at.textContent.trim(), getComputedStyle(ringed).outlineStyle];
+                })()"""
+            )
+        )
+    names = [name for name, _ in reached]
+    per_card = ["a, 50% sure, looked at the top left", "Copy caption", "Copy HTML alt"]
+    per_card += ["Copy “another 0”", "Copy “another 1”"]
+    expected = ["API", "", "Options", "Caption again", "Download as JSON", "Download as CSV", "Clear"]
+    for name in ("one.png", "two.png"):
+        expected += [f"Remove {name}", *per_card]
+    assert names[: len(expected)] == expected
+    assert [name for name, outline in reached[: len(expected)] if outline == "none"] == []
+    assert cards.count() == 2
+
+
+def test_the_page_has_landmarks_and_names(page: Page, serve: Callable[..., str]):
+    page.goto(serve())
+    add(page, photo("one.png"))
+    expect(page.get_by_role("main")).to_match_aria_snapshot(
+        """
+        - main:
+          - region "Add photos"
+          - region "1 photo":
+            - list:
+              - listitem:
+                - article:
+                  - img "a photo 120 wide and 80 high"
+                  - heading "one.png" [level=3]
+        """
+    )
+    assert page.get_by_role("navigation").get_by_role("link").get_attribute("href") == "docs"
