@@ -52,6 +52,8 @@ class RecordLog:
         self._failed: set[str] = set()  # those whose record has an error
         self._outdated: set[str] = set()  # those whose record is to be replaced
         self._superseded = False
+        if not self.path.absolute().parent.is_dir():
+            raise DataError(f"the output's folder does not exist; make it first: {self.path.parent}")
         try:
             self._lock.acquire(timeout=0)
             self._check_unfinished()
@@ -180,10 +182,7 @@ class RecordLog:
         self._reader.seek(offset)
         while offset < size:
             line = self._reader.readline()
-            try:
-                self._note(json.loads(line), offset)
-            except (ValueError, TypeError, KeyError):
-                raise _foreign(self._target, f" at byte {offset}") from None
+            self._note(_decode(line, f"{self._target} at byte {offset}"), offset)
             offset += len(line)
         self._writer.truncate(size)
         if retry_errors:
@@ -244,11 +243,14 @@ def _sync(file: BinaryIO) -> None:
 
 def _whole_lines(file: BinaryIO, path: Path) -> int:
     """The bytes of a file's whole lines; what follows them was cut off when a run was killed."""
-    size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if size and file.read(1) != b"{":
-        raise _foreign(path)
-    end = size
+    first = file.read(1)
+    if first == b"{":
+        first += file.readline()
+    is_cut_off = first.startswith(b"{") and not first.endswith(b"\n")
+    if first and not is_cut_off:
+        _decode(first, str(path))
+    end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65536)
         file.seek(start)
@@ -259,5 +261,12 @@ def _whole_lines(file: BinaryIO, path: Path) -> int:
     return 0
 
 
-def _foreign(path: Path, where: str = "") -> DataError:
-    return DataError(f"{path}{where} is not a record of a batch: choose another output, or mend the file")
+def _decode(line: bytes, where: str) -> Record:
+    """A line's record; DataError if it is none."""
+    try:
+        record: Record = json.loads(line)
+        if isinstance(record["file"], str):
+            return record
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise DataError(f"{where} is not a record of a batch: choose another output, or mend the file")

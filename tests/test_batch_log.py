@@ -1,0 +1,260 @@
+"""The records on disk: whole lines, each photograph once, whatever was cut off, full, or run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner import DataError
+from captioner.batch.log import RecordLog, replacing
+from captioner.batch.records import encode_record
+
+CAPTIONED = {"model": "m", "caption": "ein Hund läuft", "confidence": 0.5}
+
+
+def good(file: str, **more: Any) -> dict[str, Any]:
+    return {"file": file, **CAPTIONED, **more}
+
+
+def bad(file: str) -> dict[str, Any]:
+    return {"file": file, "error": "is empty", "error_kind": "damaged"}
+
+
+def write(path: Path, *records: dict[str, Any], **settings: Any) -> None:
+    with RecordLog(path, **settings) as log:
+        for record in records:
+            log.append(record)
+        log.finish()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "captions.jsonl"
+
+
+def test_a_record_is_in_the_file_when_append_returns(path: Path):
+    with RecordLog(path) as log:
+        for number in range(3):
+            log.append(good(f"{number}.jpg"))
+            assert lines(path)[number:] == [good(f"{number}.jpg")]
+
+
+def test_records_are_found_again_by_the_next_run(path: Path):
+    write(path, good("a.jpg"), bad("b.jpg"), good("c\n.jpg"))
+    with RecordLog(path) as log:
+        assert ["a.jpg" in log, "b.jpg" in log, "c\n.jpg" in log, "d.jpg" in log] == [True, True, True, False]
+        assert [log.failed("a.jpg"), log.failed("b.jpg")] == [False, True]
+        assert log["c\n.jpg"] == good("c\n.jpg")
+        assert [record["file"] for record in log] == ["a.jpg", "b.jpg", "c\n.jpg"]
+        log.append(good("d.jpg"))
+        assert log["d.jpg"] == good("d.jpg")
+        assert log["a.jpg"] == good("a.jpg")
+    assert [record["file"] for record in lines(path)] == ["a.jpg", "b.jpg", "c\n.jpg", "d.jpg"]
+
+
+def test_text_is_readable_and_any_file_name_survives(path: Path):
+    name = os.fsdecode(b"\xff.jpg")
+    write(path, good("ä.jpg"), good(name))
+    assert "ein Hund läuft" in path.read_text(encoding="utf-8")
+    with RecordLog(path) as log:
+        assert name in log
+        assert log[name] == good(name)
+
+
+@given(cut=st.integers(min_value=0, max_value=10_000))
+def test_a_file_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+):
+    records = [good("ä.jpg"), bad("b.jpg"), good("c.jpg", words=[{"text": "ü" * 70}]), good("d.jpg")]
+    whole = b"".join(map(encode_record, records))
+    path = tmp_path_factory.mktemp("cut") / "captions.jsonl"
+    path.write_bytes(whole[:cut])
+    kept = whole[:cut].count(b"\n")
+    with RecordLog(path) as log:
+        assert len(log) == kept
+        assert path.read_bytes() == b"".join(map(encode_record, records[:kept]))
+        for record in records:
+            if record["file"] not in log:
+                log.append(record)
+        log.finish()
+    assert path.read_bytes() == whole
+
+
+def test_a_long_line_that_was_cut_off_is_found(path: Path):
+    path.write_bytes(encode_record(good("a.jpg")) + encode_record(good("b.jpg", words=["w" * 300_000]))[:-9])
+    with RecordLog(path) as log:
+        assert len(log) == 1
+    assert lines(path) == [good("a.jpg")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xd8\xff\xe0 a photograph", b"file,caption\n", b'{"no": "file"}\n', b"{\n}\n", b"[1]\n", b"\n"],
+)
+@pytest.mark.parametrize("existing", ["skip", "append"])
+def test_a_file_of_something_else_is_refused_and_not_touched(path: Path, content: bytes, existing: Any):
+    path.write_bytes(content)
+    with (
+        pytest.raises(DataError, match="is not a record of a batch"),
+        RecordLog(path, existing=existing) as log,
+    ):
+        log.finish()
+    assert path.read_bytes() == content
+
+
+def test_overwriting_a_photograph_is_refused(path: Path):
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(DataError, match="is not a record"):
+        RecordLog(path, existing="overwrite")
+    assert path.read_bytes() == b"\xff\xd8\xff\xe0"
+
+
+def test_a_second_run_on_one_file_is_refused_until_the_first_has_ended(path: Path):
+    script = (
+        "import sys; from captioner.batch.log import RecordLog\n"
+        f"log = RecordLog({str(path)!r}); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        for existing in ("skip", "overwrite", "append"):
+            with pytest.raises(DataError, match="another run"):
+                RecordLog(path, existing=existing)  # type: ignore[arg-type]
+        other.kill()
+        other.wait()
+        write(path, good("a.jpg"))
+    assert lines(path) == [good("a.jpg")]
+
+
+def test_retried_errors_are_replaced_in_their_place(path: Path):
+    write(path, good("a.jpg"), bad("b.jpg"), bad("c.jpg"), good("d.jpg"))
+    with RecordLog(path, retry_errors=True) as log:
+        assert [name in log for name in ("a.jpg", "b.jpg", "c.jpg")] == [True, False, False]
+        log.append(good("c.jpg"))
+        log.append(bad("b.jpg"))
+        assert "b.jpg" in log
+        log.append(good("e.jpg"))
+        log.finish()
+        assert log["c.jpg"] == good("c.jpg")
+        log.append(good("f.jpg"))
+        assert log["f.jpg"] == good("f.jpg")
+    expected = [good("a.jpg"), bad("b.jpg"), good("c.jpg"), good("d.jpg"), good("e.jpg"), good("f.jpg")]
+    assert lines(path) == expected
+
+
+def test_errors_that_a_killed_retry_did_not_reach_are_still_there(path: Path):
+    write(path, bad("a.jpg"), bad("b.jpg"))
+    with RecordLog(path, retry_errors=True) as log:
+        log.append(good("a.jpg"))  # and no finish
+    write(path)
+    assert lines(path) == [good("a.jpg"), bad("b.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("existing", "before"), [("overwrite", []), ("append", [good("a.jpg"), bad("b.jpg")])]
+)
+def test_what_is_to_replace_records_does_so_in_one_step_and_goes_on_after_a_kill(
+    path: Path, existing: Any, before: list[dict[str, Any]]
+):
+    write(path, good("a.jpg"), bad("b.jpg"))
+    with RecordLog(path, existing=existing) as log:
+        assert "a.jpg" not in log
+        log.append(good("a.jpg", caption="new"))
+        assert not log.in_place
+    assert lines(path) == [good("a.jpg"), bad("b.jpg")]
+    with pytest.raises(DataError, match=f"--existing {existing} did not finish"):
+        RecordLog(path)
+    with RecordLog(path, existing=existing) as log:
+        assert "a.jpg" in log
+        log.append(good("b.jpg"))
+        log.finish()
+        assert log.in_place
+        assert [record["file"] for record in log][-2:] == ["a.jpg", "b.jpg"]
+    assert lines(path) == [*before, good("a.jpg", caption="new"), good("b.jpg")]
+    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
+
+
+def test_digests_of_records_that_stand(path: Path):
+    write(path, good("a.jpg", sha256="1"), bad("b.jpg") | {"sha256": "2"}, good("c.jpg", sha256="1"))
+    with RecordLog(path) as log:
+        assert log.digests == {"1": "a.jpg", "2": "b.jpg"}
+    with RecordLog(path, retry_errors=True) as log:
+        assert log.digests == {"1": "a.jpg"}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files may not become larger than this, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_whole_records_and_says_what_to_do(path: Path):
+    line = len(encode_record(good("0.jpg")))
+    with largest_file(3 * line + line // 2), RecordLog(path) as log:
+        for number in range(3):
+            log.append(good(f"{number}.jpg"))
+        with pytest.raises(DataError, match=r"too large\. The 3 records in it are safe: make room"):
+            log.append(good("3.jpg"))
+    assert [record["file"] for record in lines(path)] == ["0.jpg", "1.jpg", "2.jpg"]
+    write(path, good("3.jpg"))
+    assert len(lines(path)) == 4
+
+
+def test_a_full_disk_while_finishing_leaves_what_there_was(path: Path):
+    records = [bad(f"{number}.jpg") for number in range(9)]
+    write(path, *records)
+    with RecordLog(path, retry_errors=True) as log:
+        log.append(good("0.jpg"))
+        with largest_file(300), pytest.raises(DataError, match="cannot be finished"):
+            log.finish()
+    write(path)
+    assert lines(path) == [good("0.jpg"), *records[1:]]
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="cannot be written: Is a directory"):
+        RecordLog(tmp_path / "folder")
+    with pytest.raises(DataError, match="folder does not exist"):
+        RecordLog(tmp_path / "none" / "captions.jsonl")
+    assert not (tmp_path / "none").exists()
+
+
+def test_replacing_is_all_or_nothing_and_keeps_mode_and_link(tmp_path: Path):
+    target = tmp_path / "target"
+    target.write_text("old")
+    target.chmod(0o640)
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "link") as file:
+        file.write(bytes([1 // 0]))
+    assert target.read_text() == "old"
+    with replacing(tmp_path / "link") as file:
+        file.write(b"new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
