@@ -86,8 +86,8 @@ class BatchCaptioner:
         return [found[item.key] for item in items]
 
     def _caption(self, batch: Sequence[tuple[Item, PreparedImage]]) -> Iterator[Record]:
-        limit = self.max_batch or len(batch)
-        for start in range(0, len(batch), max(1, limit)):
+        limit = self.max_batch or max(1, len(batch))
+        for start in range(0, len(batch), limit):
             yield from self._caption_at_once(batch[start : start + limit])
 
     def _caption_at_once(self, batch: Sequence[tuple[Item, PreparedImage]]) -> Iterator[Record]:
@@ -112,8 +112,8 @@ class BatchCaptioner:
         middle = len(batch) // 2
         if no_memory:
             self.max_batch = middle
-        yield from self._caption_at_once(batch[:middle])
-        yield from self._caption_at_once(batch[middle:])
+        yield from self._caption(batch[:middle])
+        yield from self._caption(batch[middle:])
 
     def _failed(self, item: Item, problem: str, kind: str) -> Record:
         self._failures += 1
