@@ -98,5 +98,6 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
             max_bytes=settings.max_upload_bytes,
             max_pending_bytes=settings.max_pending_bytes,
             seconds=settings.request_timeout_s,
+            metrics=metrics,
         ),
     ]

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic, time
+from time import time
 from typing import TypeVar
 
 from captioner import Caption, Captioner, GenerationOptions, PreparedImage, StreamEvent
@@ -160,9 +160,9 @@ class Engine:
 
         Close the iterator, and the rest is not computed. Errors are those of :meth:`caption`.
         """
-        deadline = monotonic() + self._timeout
         events: asyncio.Queue[StreamEvent | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
 
         def emit(event: StreamEvent | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody listens
@@ -171,11 +171,13 @@ class Engine:
         with self._admit(1):
             stream = None
             try:
-                (image,) = await asyncio.wait_for(self._prepare([upload]), self._timeout)
+                async with asyncio.timeout_at(deadline):  # asyncio.wait_for can swallow a cancellation
+                    (image,) = await self._prepare([upload])
                 stream = Stream(image, options, emit)
                 self._worker.submit(stream)
                 while True:
-                    event = await asyncio.wait_for(events.get(), deadline - monotonic())
+                    async with asyncio.timeout_at(deadline):
+                        event = await events.get()
                     if isinstance(event, Exception):
                         raise event
                     yield event

@@ -53,6 +53,7 @@ class Metrics:
         )
         gauge = partial(Gauge, multiprocess_mode="livesum", registry=registry)
         self.accepted = gauge("captioner_accepted_images", "Photos of all requests being worked on")
+        self.pending_bytes = gauge("captioner_pending_bytes", "Bodies of requests that are not answered yet")
         self.queue = gauge("captioner_queue_depth", "Decoded photos that wait for a batch")
         self.streams = gauge("captioner_streams", "Captions being streamed")
         self.device_memory = gauge("captioner_device_memory_bytes", "Memory that tensors take on a GPU")

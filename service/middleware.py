@@ -129,8 +129,9 @@ class Authenticate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope["type"] == "http" and self.settings.api_keys and not self._is_open(scope):
-            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not self.settings.knows(key.strip()):
+            header = Headers(scope=scope).get("authorization", "").encode("latin-1")  # as it came
+            kind, _, key = header.partition(b" ")
+            if kind.lower() != b"bearer" or not self.settings.knows(key.strip()):
                 detail = "send one of the server's API keys as `Authorization: Bearer KEY`"
                 headers = {"WWW-Authenticate": 'Bearer realm="captioner"'}
                 problem = Problem(401, "key", "No API key, or a wrong one", detail, headers=headers)
@@ -152,10 +153,14 @@ class LimitBody:
         max_bytes: of one body.
         max_pending_bytes: of the bodies of all requests that are not answered yet.
         seconds: for a body to arrive.
+        metrics: where to count.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_pending_bytes: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, max_pending_bytes: int, seconds: float, metrics: Metrics
+    ) -> None:
         self.app = app
+        self.metrics = metrics
         self.max_bytes = max_bytes
         self.max_pending_bytes = max_pending_bytes
         self.seconds = seconds
@@ -185,7 +190,7 @@ class LimitBody:
                 raise self._too_slow() from error
             size = len(message.get("body", b""))
             taken += size
-            self._pending += size
+            self._hold(size)
             ended = not message.get("more_body", False)
             if taken > self.max_bytes:
                 raise self._too_large()
@@ -196,7 +201,11 @@ class LimitBody:
         try:
             await self.app(scope, limited, send)
         finally:
-            self._pending -= taken
+            self._hold(-taken)
+
+    def _hold(self, size: int) -> None:
+        self._pending += size
+        self.metrics.pending_bytes.set(self._pending)
 
     def _too_large(self) -> Problem:
         detail = f"the body has more than {self.max_bytes / 1e6:g} MB: send smaller or fewer photos"
