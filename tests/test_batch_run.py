@@ -1,0 +1,269 @@
+"""A run: what is left to do, duplicates, sidecars that cannot be written, stops, and tables of records."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import FakeCaptioner
+from images import draw_noise
+
+from captioner import DataError, GenerationOptions
+from captioner.batch.engine import BatchCaptioner
+from captioner.batch.export import write_table
+from captioner.batch.items import Item, find_items
+from captioner.batch.local import LocalEngine
+from captioner.batch.log import RecordLog
+from captioner.batch.records import Record
+from captioner.batch.run import Counts, run_batch
+from captioner.batch.sidecars import Sidecars
+
+
+class Backwards:
+    """An engine that gives its records in the opposite order, one by one, as a cluster may."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+
+    def run(self, items: Iterable[Item]) -> Generator[list[Record]]:
+        records = [record for batch in self.engine.run(items) for record in batch]
+        yield from ([record] for record in reversed(records))
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Ten photographs in two folders, of which 3 and 8 are none; 2 and 9 are copies of 0, 7 is one of 3."""
+    for number in range(10):
+        path = tmp_path / "library" / ("a" if number < 5 else "b") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_noise(60 + number, 50, seed=number).save(path)
+    for number in (3, 8):
+        next((tmp_path / "library").glob(f"*/{number}.png")).write_bytes(b"bad" * number)
+    for source, target in ((0, 2), (0, 9), (3, 7)):
+        names = [next((tmp_path / "library").glob(f"*/{number}.png")) for number in (source, target)]
+        shutil.copy(*names)
+    return tmp_path / "library"
+
+
+def engine(fake: FakeCaptioner | None = None, batch_size: int = 3) -> LocalEngine:
+    return LocalEngine(BatchCaptioner(fake or FakeCaptioner()), batch_size=batch_size)  # type: ignore[arg-type]
+
+
+def run(
+    library: Path, path: Path, captions: Any = None, log: dict[str, Any] | None = None, **more: Any
+) -> Counts:
+    items = find_items([str(library)], recursive=True)
+    with RecordLog(path, **(log or {})) as records:
+        return run_batch(items, captions or engine(), records, **more)
+
+
+def records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def numbers(path: Path) -> list[int]:
+    return [int(Path(record["file"]).stem) for record in records(path)]
+
+
+def test_counts(library: Path, tmp_path: Path):
+    counts = run(library, tmp_path / "o.jsonl")
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+    assert [counts.captioned, counts.failed, counts.already, counts.done] == [7, 3, 0, 10]
+    assert counts.errors == {"type": 3}
+    assert counts.examples["type"][0].endswith("/3.png")
+    again = run(library, tmp_path / "o.jsonl")
+    assert [again.captioned, again.failed, again.already, again.errors["type"]] == [0, 0, 10, 3]
+
+
+def test_only_what_is_missing_is_captioned(library: Path, tmp_path: Path):
+    run(library / "b", tmp_path / "o.jsonl")
+    fake = FakeCaptioner()
+    counts = run(library, tmp_path / "o.jsonl", engine(fake))
+    assert numbers(tmp_path / "o.jsonl") == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    assert [counts.captioned, counts.already, sum(fake.batches)] == [4, 5, 4]
+
+
+def test_a_stop_leaves_what_the_next_run_goes_on_with(library: Path, tmp_path: Path):
+    told: list[int] = []
+
+    def progress(counts: Counts) -> None:
+        told.append(counts.done)
+
+    counts = run(library, tmp_path / "o.jsonl", stop=lambda: len(told) == 2, progress=progress)
+    assert counts.stopped
+    assert numbers(tmp_path / "o.jsonl") == [0, 1, 2, 3, 4, 5]
+    counts = run(library, tmp_path / "o.jsonl")
+    assert not counts.stopped
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+
+
+def test_an_error_that_is_retried_takes_the_place_of_the_old_one(library: Path, tmp_path: Path):
+    run(library, tmp_path / "o.jsonl")
+    draw_noise(63, 50).save(library / "a" / "3.png")
+    counts = run(library, tmp_path / "o.jsonl", log={"retry_errors": True})
+    assert [counts.captioned, counts.failed, counts.already] == [1, 2, 7]
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+    assert [index for index, record in enumerate(records(tmp_path / "o.jsonl")) if "error" in record] == [
+        7,
+        8,
+    ]
+
+
+@pytest.mark.parametrize("wrap", [lambda engine: engine, Backwards])
+def test_equal_bytes_are_captioned_once(library: Path, tmp_path: Path, wrap: Any):
+    fake = FakeCaptioner()
+    counts = run(library, tmp_path / "o.jsonl", wrap(engine(fake)), dedupe=True)
+    assert sum(fake.batches) == 5
+    assert [counts.captioned, counts.failed] == [7, 3]
+    found = {int(Path(record["file"]).stem): record for record in records(tmp_path / "o.jsonl")}
+    assert sorted(found) == list(range(10))
+    copies = {number: record["duplicate_of"] for number, record in found.items() if "duplicate_of" in record}
+    first, third = str(library / "a" / "0.png"), str(library / "a" / "3.png")
+    assert copies == {2: first, 9: first, 7: third}
+    assert found[9]["caption"] == found[0]["caption"]
+    assert found[7]["error"] == found[3]["error"]
+    assert found[9]["sha256"] == found[2]["sha256"] == found[0]["sha256"] != found[1]["sha256"]
+
+
+@pytest.mark.parametrize("cut", range(11))
+def test_duplicates_after_a_kill_are_those_of_one_undisturbed_run(library: Path, tmp_path: Path, cut: int):
+    run(library, tmp_path / "whole.jsonl", dedupe=True)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "o.jsonl").write_bytes(b"".join(lines[:cut]))
+    fake = FakeCaptioner()
+    run(library, tmp_path / "o.jsonl", engine(fake), dedupe=True)
+    assert (tmp_path / "o.jsonl").read_bytes() == b"".join(lines)
+    assert sum(fake.batches) == sum(
+        "caption" in r and "duplicate_of" not in r for r in map(json.loads, lines[cut:])
+    )
+
+
+def test_duplicates_of_a_retried_error_get_its_caption(library: Path, tmp_path: Path):
+    run(library, tmp_path / "o.jsonl", dedupe=True)
+    for name in ("a/3.png", "b/7.png"):
+        draw_noise(63, 50).save(library / name)
+    run(library, tmp_path / "o.jsonl", dedupe=True, log={"retry_errors": True})
+    found = records(tmp_path / "o.jsonl")
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+    assert [found[7]["caption"], found[7]["duplicate_of"]] == [found[3]["caption"], found[3]["file"]]
+
+
+def test_a_missing_file_is_no_duplicate_of_another(tmp_path: Path):
+    items = [Item(name, name) for name in ("/none/a.jpg", "/none/b.jpg", str(tmp_path))]
+    with RecordLog(tmp_path / "o.jsonl") as log:
+        counts = run_batch(items, engine(), log, dedupe=True)
+    assert counts.errors == {"unreadable": 3}
+    assert not any("duplicate_of" in record for record in records(tmp_path / "o.jsonl"))
+
+
+def test_each_captioned_photograph_has_its_sidecar(library: Path, tmp_path: Path):
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe=True)
+    texts = {int(path.stem): path.read_text() for path in library.rglob("*.txt")}
+    captions = {
+        number: record["caption"]
+        for number, record in enumerate(records(tmp_path / "o.jsonl"))
+        if "caption" in record
+    }
+    assert texts == {number: f"{caption}\n" for number, caption in captions.items()}
+
+
+def test_a_sidecar_that_cannot_be_written_is_an_error_and_the_caption_stays(library: Path, tmp_path: Path):
+    (library / "a" / "1.xmp").write_bytes(b"<damaged")
+    (library / "a" / "2.xmp").mkdir()
+    counts = run(library, tmp_path / "o.jsonl", sidecars=Sidecars("xmp"))
+    assert counts.errors == {"type": 3, "sidecar": 2}
+    damaged, folder = records(tmp_path / "o.jsonl")[1:3]
+    assert damaged["caption"] == "a photo 61 wide and 50 high"
+    assert damaged["error"].startswith("its sidecar is no XMP")
+    assert folder["error"] == "its sidecar cannot be written: Is a directory"
+    (library / "a" / "1.xmp").unlink()
+    (library / "a" / "2.xmp").rmdir()
+    counts = run(library, tmp_path / "o.jsonl", sidecars=Sidecars("xmp"), log={"retry_errors": True})
+    assert counts.errors == {"type": 3}
+    assert (library / "a" / "1.xmp").is_file()
+
+
+def test_no_room_for_a_sidecar_ends_the_run(library: Path, tmp_path: Path):
+    class Full(Sidecars):
+        def write(self, photo: str, record: Record) -> None:
+            if photo.endswith("4.png"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().write(photo, record)
+
+    with pytest.raises(DataError, match=r"No space left on device\. The 4 records so far are safe"):
+        run(library, tmp_path / "o.jsonl", sidecars=Full("txt"))
+    assert numbers(tmp_path / "o.jsonl") == [0, 1, 2, 3]
+
+
+def test_what_the_engine_gave_before_it_failed_is_kept(library: Path, tmp_path: Path):
+    class Dying(LocalEngine):
+        def run(self, items: Iterable[Item]) -> Generator[list[Record]]:
+            yield next(super().run(items))
+            raise DataError("the cluster is gone")
+
+    with pytest.raises(DataError, match="is gone"):
+        run(library, tmp_path / "o.jsonl", Dying(engine().captioner, batch_size=3))
+    assert numbers(tmp_path / "o.jsonl") == [0, 1, 2]
+
+
+@pytest.fixture
+def rich(tmp_path: Path, library: Path) -> Path:
+    """Records of every kind."""
+    options = GenerationOptions(num_beams=4, alternatives=2, attention=True)
+    captions = LocalEngine(BatchCaptioner(FakeCaptioner(), options))  # type: ignore[arg-type]
+    odd = os.fsdecode(b'\xff,"quoted"\n.png')
+    draw_noise(70, 50).save(tmp_path / "odd.png")
+    (tmp_path / "odd.png").rename(library / "a" / odd)
+    run(library, tmp_path / "o.jsonl", captions, dedupe=True)
+    return tmp_path / "o.jsonl"
+
+
+def test_csv_has_a_row_for_each_record(rich: Path, tmp_path: Path):
+    with RecordLog(rich) as log:
+        write_table(tmp_path / "o.csv", log, "csv")
+    with open(tmp_path / "o.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = records(rich)
+    assert len(rows) == len(expected) == 11
+    for row, record in zip(rows, expected, strict=True):
+        assert row["file"] == record["file"].encode(errors="backslashreplace").decode()
+        assert row["caption"] == record.get("caption", "")
+        assert row["error"] == record.get("error", "")
+        assert row["duplicate_of"] == record.get("duplicate_of", "")
+        if "caption" in record:
+            assert float(row["confidence"]) == record["confidence"]
+            assert json.loads(row["alternatives"]) == ["another 0", "another 1"]
+
+
+def test_parquet_has_all_that_the_records_have(rich: Path, tmp_path: Path):
+    with RecordLog(rich) as log:
+        write_table(tmp_path / "o.parquet", log, "parquet")
+    rows, expected = pq.read_table(tmp_path / "o.parquet").to_pylist(), records(rich)
+    assert len(rows) == len(expected)
+    for row, record in zip(rows, expected, strict=True):
+        assert row["file"] == record["file"].encode(errors="backslashreplace").decode()
+        for name in ("caption", "model", "width", "height", "error", "error_kind", "sha256", "duplicate_of"):
+            assert row[name] == record.get(name), name
+        if "caption" in record:
+            assert row["confidence"] == pytest.approx(record["confidence"])
+            assert [word["text"] for word in row["words"]] == [word["text"] for word in record["words"]]
+            assert row["words"][0]["attention"] == record["words"][0]["attention"]
+            assert row["words"][0]["box"] == record["words"][0]["box"]
+            assert row["alternatives"][1]["caption"] == "another 1"
+
+
+def test_parquet_in_groups(tmp_path: Path):
+    many = ({"file": f"{number}.jpg", "caption": "x"} for number in range(2500))
+    write_table(tmp_path / "o.parquet", many, "parquet")
+    file = pq.ParquetFile(tmp_path / "o.parquet")
+    assert [file.num_row_groups, file.metadata.num_rows] == [3, 2500]
+    write_table(tmp_path / "o.parquet", [], "parquet")
+    assert pq.read_table(tmp_path / "o.parquet").num_rows == 0
