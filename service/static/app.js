@@ -18,8 +18,7 @@ let cards = [];
 const byId = (id) => document.getElementById(id);
 const options = new Options(byId("options"), () => {
   showModel();
-  for (const card of cards) if (card.problem?.status === 401) card.wait();
-  work();
+  unlock();
 });
 
 /** @param {string} text - for screen readers, which read only what changes */
@@ -43,12 +42,23 @@ function add(files) {
   added[0].element.scrollIntoView({ block: "nearest" });
 }
 
-/** Start what may start now. */
+/** Start what may start now: nothing without an API key where one is wanted. */
 function work() {
   const working = cards.filter((card) => card.state === "working").length;
-  const waiting = cards.filter((card) => card.state === "waiting");
-  for (const card of waiting.slice(0, Math.max(0, AT_ONCE - working))) captionCard(card);
+  const room = cards.some(isLocked) ? 0 : Math.max(0, AT_ONCE - working);
+  for (const card of cards.filter((card) => card.state === "waiting").slice(0, room)) captionCard(card);
   summarize();
+}
+
+/** @param {Card} card */
+function isLocked(card) {
+  return card.problem?.status === 401;
+}
+
+/** Try all again that the server refused for want of an API key. */
+function unlock() {
+  for (const card of cards.filter(isLocked)) card.wait();
+  work();
 }
 
 /** @param {Card} card */
@@ -92,7 +102,7 @@ async function requestSmaller(card, error) {
 function again(card) {
   if (!options.check()) return;
   card.wait();
-  work();
+  unlock();
 }
 
 /** @param {Card} card */

@@ -42,12 +42,19 @@ export function toJson(captions) {
   return JSON.stringify({ model: captions[0]?.model, captions }, null, 1) + "\n";
 }
 
-const COLUMNS = /** @type {const} */ (["file", "caption", "confidence", "logprob", "width", "height", "model"]);
+const COLUMNS = /** @type {const} */ (["file", "caption", "confidence", "logprob", "model", "width", "height"]);
 
-/** As RFC 4180 has it; the byte order mark tells spreadsheets that it is UTF-8. @param {Caption[]} captions */
+/**
+ * The table that `captioner batch` writes, as RFC 4180 has it; the byte order mark tells spreadsheets of UTF-8.
+ *
+ * @param {Caption[]} captions
+ */
 export function toCsv(captions) {
-  const rows = [COLUMNS, ...captions.map((caption) => COLUMNS.map((column) => caption[column]))];
-  return "\ufeff" + rows.map((row) => row.map(csvCell).join(",") + "\r\n").join("");
+  const rows = captions.map((caption) => {
+    const others = caption.alternatives.map((other) => other.caption);
+    return [...COLUMNS.map((column) => caption[column]), others.length ? JSON.stringify(others) : ""];
+  });
+  return "\ufeff" + [[...COLUMNS, "alternatives"], ...rows].map((row) => row.map(csvCell).join(",") + "\r\n").join("");
 }
 
 /** A text that a spreadsheet would run as a formula gets an apostrophe. @param {string | number} value */

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import uvicorn
+from playwright.sync_api import expect
 from scripted import ScriptedCaptioner
 
 from captioner import Captioner
 from service.app import create_app
 from service.settings import Settings
+
+expect.set_options(timeout=30_000)  # a test machine can be busy
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from scripted import ScriptedCaptioner
 from tiny import tiny_captioner
 from webpage import add, photo, word
 
+from captioner.batch.export import COLUMNS
+from captioner.caption import Alternative
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -187,13 +190,14 @@ def test_captions_are_copied(page: Page, serve: Callable[..., str], captioner: S
     page.goto(serve())
     add(page, photo(name))
 
-    def copied(label: str) -> str:
-        page.get_by_role("button", name=label).click()
-        page.get_by_role("button", name="Copied").wait_for()
+    def copied(button: str, label: str) -> str:
+        expect(page.locator(button)).to_have_text(label)
+        page.locator(button).click()
+        expect(page.locator(button)).to_have_text("Copied")
         return page.evaluate("navigator.clipboard.readText()")
 
-    assert copied("Copy caption") == text
-    tag = copied("Copy HTML alt")
+    assert copied(".copy-caption", "Copy caption") == text
+    tag = copied(".copy-alt", "Copy HTML alt")
     assert tag == (
         '<img src="my%20%22b%26w%22%20photo.png" alt="a sign says &quot;&lt;b&gt; &amp; \'c\'&quot;">'
     )
@@ -205,6 +209,8 @@ def test_captions_are_copied(page: Page, serve: Callable[..., str], captioner: S
 def test_all_captions_are_downloaded(page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner):
     for name, text in {"=one.png": 'a "b", c', "two.png": "é"}.items():
         captioner.captions[name] = make_caption(text, file=name)
+    others = (Alternative(caption='"d"', confidence=0.25, logprob=-3.0),)
+    captioner.captions["two.png"] = replace(captioner.captions["two.png"], alternatives=others)
     page.goto(serve())
     add(page, photo("=one.png"), photo("two.png"))
     expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
@@ -218,9 +224,10 @@ def test_all_captions_are_downloaded(page: Page, serve: Callable[..., str], capt
     captions = json.loads(downloaded("Download as JSON"))["captions"]
     assert captions == [captioner.captions[name].to_dict() for name in ("=one.png", "two.png")]
     rows = list(csv.DictReader(io.StringIO(downloaded("Download as CSV"), newline="")))
-    assert [(row["file"], row["caption"], row["confidence"]) for row in rows] == [
-        ("'=one.png", 'a "b", c', "0.5"),
-        ("two.png", "é", "0.5"),
+    assert list(rows[0]) == [*COLUMNS[: COLUMNS.index("alternatives")], "alternatives"]
+    assert [(row["file"], row["caption"], row["confidence"], row["alternatives"]) for row in rows] == [
+        ("'=one.png", 'a "b", c', "0.5", ""),
+        ("two.png", "é", "0.5", '["\\"d\\""]'),
     ]
 
 

@@ -65,14 +65,15 @@ def test_an_api_key_is_asked_for_and_forgotten_with_the_tab(page: Page, serve: C
     url = serve(api_keys="secret")
     page.goto(url)
     expect(page.get_by_role("status").first).to_have_text("needs an API key")
-    cards = add(page, photo())
-    assert problem(cards)[0] == "This server wants an API key"
+    cards = add(page, *(photo(f"{number}.png") for number in range(5)))
+    assert problem(cards.first)[0] == "This server wants an API key"
+    expect(cards.locator(".said").last).to_have_text("Waiting for its turn")
     key = page.get_by_label("API key")
     expect(key).to_be_focused()
     assert key.get_attribute("aria-invalid") == "true"
     key.fill("secret")
     key.press("Enter")
-    expect(cards.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+    expect(page.get_by_role("heading", level=2)).to_have_text("5 photos")
     expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
     assert page.evaluate("[Object.values(sessionStorage), {...localStorage}, document.cookie]") == [
         ["secret"],
