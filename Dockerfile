@@ -32,6 +32,11 @@ COPY service service
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip/bin/pip --python /opt/captioner/bin/python --no-cache-dir install --no-deps --prefix /program .
 
+# A checkpoint just trained is its owner's alone.
+FROM ${BASE_IMAGE} AS weights
+COPY weights /weights
+RUN chmod -R a+rX /weights
+
 FROM ${BASE_IMAGE}
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="Captioner" \
@@ -40,7 +45,7 @@ LABEL org.opencontainers.image.title="Captioner" \
       org.opencontainers.image.version="${VERSION}"
 RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin captioner
 COPY --from=dependencies /opt/captioner /opt/captioner
-COPY weights /opt/captioner/weights
+COPY --from=weights /weights /opt/captioner/weights
 COPY --from=program /program /opt/captioner
 ENV PATH=/opt/captioner/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
