@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tiny import tiny_checkpoint
 
 from captioner.checkpoint import save_checkpoint
+from captioner.cli import app
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
@@ -234,6 +237,32 @@ class TestRelease:
         jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
         promised = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c]
         assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+
+
+class TestDocumentation:
+    PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+    @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+    def test_commands_and_options_exist(self, path: Path):
+        commands = typer.main.get_command(app).commands
+        blocks = re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+        lines = re.sub(r"\\\n\s*", "", "\n".join(blocks)).splitlines()
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if "captioner" not in words or words[0] in ("docker", "sudo", "kubectl"):
+                continue
+            name, *arguments = words[words.index("captioner") + 1 :]
+            known = {option for param in commands[name].params for option in param.opts}
+            assert {word for word in arguments if word.startswith("-") and word != "-"} <= known, line
+
+    @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+    def test_variables_are_settings(self, path: Path):
+        names = set(re.findall(r"\bCAPTIONER_[A-Z_]+", path.read_text(encoding="utf-8")))
+        assert names - LIBRARY_VARIABLES <= SETTINGS
+
+    def test_every_page_is_in_the_navigation(self):
+        named = set(re.findall(r"- ([\w/-]+\.md)$", read("mkdocs.yml"), re.MULTILINE))
+        assert named == {path.relative_to(ROOT / "docs").as_posix() for path in self.PAGES}
 
 
 def files_in_git(*folders: str) -> list[str]:
