@@ -18,6 +18,7 @@ class ScriptedCaptioner(FakeCaptioner):
 
     Attributes:
         captions: by the photo's name, what to answer instead.
+        broken: names of photos on which it fails after a word.
         streamed: the options of every stream that has begun.
     """
 
@@ -30,6 +31,7 @@ class ScriptedCaptioner(FakeCaptioner):
     def __init__(self) -> None:
         super().__init__()
         self.captions: dict[str, Caption] = {}
+        self.broken: set[str | None] = set()
         self.streamed: list[GenerationOptions] = []
         self._held = False
         self._words = threading.Semaphore(0)
@@ -62,6 +64,8 @@ class ScriptedCaptioner(FakeCaptioner):
         for word in words:
             self._await_leave()
             yield StreamEvent(f"{word} ")
+            if photo.file in self.broken:
+                raise RuntimeError("an illegal memory access was encountered")
         self._await_leave()
         yield StreamEvent(last, caption)
 

@@ -57,7 +57,7 @@ export class Problem extends Error {
  * @param {(text: string) => void} how.onText - takes what the caption so far goes on with
  * @param {(seconds: number) => void} how.onWait - told before a wait, which the server asked for
  * @returns {Promise<Caption>}
- * @throws {Problem} also where the server could not be reached; the AbortError of an aborted signal goes through
+ * @throws {Problem} also where the server cannot be reached; anything at all once the signal is aborted
  */
 export async function captionPhoto(photo, name, { options, key, signal, onText, onWait }) {
   const form = new FormData();

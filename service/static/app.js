@@ -66,7 +66,7 @@ async function captionCard(card) {
   const { signal } = card.abort;
   card.work();
   try {
-    await request(card, card.file).catch((error) => requestSmaller(card, error));
+    await request(card, card.file, signal).catch((error) => requestSmaller(card, error, signal));
     announce(`${card.file.name}: ${card.caption?.caption}`);
   } catch (error) {
     if (signal.aborted) return;
@@ -79,23 +79,29 @@ async function captionCard(card) {
   }
 }
 
-/** @param {Card} card @param {Blob} photo - its file, or a smaller copy */
-async function request(card, photo) {
+/** @param {Card} card @param {Blob} photo - its file, or a smaller copy @param {AbortSignal} signal */
+async function request(card, photo, signal) {
   const caption = await captionPhoto(photo, card.file.name, {
     options: options.fields,
     key: options.key,
-    signal: card.abort.signal,
+    signal,
     onText: (text) => card.write(text),
     onWait: (seconds) => card.hold(seconds),
   });
   card.finish({ ...caption, file: card.file.name }, photo);
 }
 
-/** Once more, if that can help. @param {Card} card @param {Problem} error - what came of the first time */
-async function requestSmaller(card, error) {
+/**
+ * Once more, if that can help.
+ *
+ * @param {Card} card
+ * @param {Problem} error - what came of the first time
+ * @param {AbortSignal} signal
+ */
+async function requestSmaller(card, error, signal) {
   const photo = error.status === 413 ? await shrink(card.file) : null;
   if (!photo) throw error;
-  await request(card, photo);
+  await request(card, photo, signal);
 }
 
 /** @param {Card} card */

@@ -46,6 +46,7 @@ export class Card {
     this.caption = this.problem = null;
     this.heatmap.hide();
     this.#find(".caption").replaceChildren();
+    this.#find(".caption").removeAttribute("role");
     this.#enter("waiting", "Waiting for its turn");
   }
 
@@ -87,6 +88,7 @@ export class Card {
   /** @param {Problem} problem */
   fail(problem) {
     this.problem = problem;
+    this.#find(".caption").replaceChildren();
     this.#find(".problem .title").textContent = problem.title;
     this.#find(".problem .detail").textContent = asSentence(problem.detail, this.file.name);
     this.#find(".retry").hidden = problem.isFinal;

@@ -24,6 +24,8 @@ export function showWords(element, caption, onLook) {
   /** @type {HTMLButtonElement | null} */
   let pinned = null;
   element.replaceChildren(...pieces(caption, words));
+  element.setAttribute("role", "toolbar"); // so that screen readers tell of the arrow keys
+  element.setAttribute("aria-label", "Caption, word by word");
   const buttons = [...words.keys()];
 
   /** @param {HTMLButtonElement | null} button */

@@ -51,6 +51,18 @@ def test_a_lost_connection_is_told_and_tried_again(page: Page, serve: Callable[.
     assert card.locator(".problem").is_hidden()
 
 
+def test_a_failure_in_the_midst_of_a_caption_is_told(
+    page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner
+):
+    captioner.broken.add("scene.png")
+    page.goto(serve())
+    card = add(page, photo())
+    assert problem(card)[0] == "The model failed"
+    captioner.broken.clear()
+    card.get_by_role("button", name="Try again").click()
+    expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+
+
 def test_a_busy_server_is_asked_again(page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner):
     captioner.hold()
     page.goto(serve(queue_size=1))
