@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +68,8 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def _is_error(message: ConsoleMessage) -> bool:
-    """Not that the API refuses something: browsers log it although the page deals with it."""
-    return message.type == "error" and "/v1/" not in message.location["url"]
+    """Not that the API refuses, or is gone: browsers log it although the page deals with it."""
+    return message.type == "error" and not re.search("/v1/|/readyz$", message.location["url"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,15 +1,15 @@
 // @ts-check
 /** The page: photos come in, wait for their turn, and become captions. */
 
-import { Problem, captionPhoto, describeModel, isReady } from "./api.js";
+import { Problem, captionPhoto } from "./api.js";
 import { Card } from "./card.js";
 import { watchIntake } from "./intake.js";
 import { Options } from "./options.js";
-import { shrink } from "./shrink.js";
 import { download, toCsv, toJson } from "./share.js";
+import { shrink } from "./shrink.js";
+import { Status } from "./status.js";
 
 const AT_ONCE = 3;
-const POLL_MS = 2000;
 
 /** @type {Card[]} */
 let cards = [];
@@ -17,9 +17,10 @@ let cards = [];
 /** @param {string} id @returns {any} */
 const byId = (id) => document.getElementById(id);
 const options = new Options(byId("options"), () => {
-  showModel();
+  status.watch();
   unlock();
 });
+const status = new Status(byId("model"), options);
 
 /** @param {string} text - for screen readers, which read only what changes */
 function announce(text) {
@@ -33,11 +34,6 @@ function add(files) {
   cards.push(...added);
   byId("photos").append(...added.map((card) => card.element));
   announce(files.length === 1 ? `${files[0].name} added` : `${files.length} photos added`);
-  for (const card of added) {
-    if (card.file.type && !card.file.type.startsWith("image/")) {
-      card.fail(new Problem({ title: "Not a photo", detail: `It is ${card.file.type}.`, status: 415 }));
-    }
-  }
   work();
   added[0].element.scrollIntoView({ block: "nearest" });
 }
@@ -74,6 +70,7 @@ async function captionCard(card) {
     card.fail(error);
     announce(`${card.file.name}: ${error.title}. ${error.detail}`);
     if (error.status === 401) options.askForKey();
+    if (error.status === 0) status.watch();
   } finally {
     work();
   }
@@ -81,6 +78,9 @@ async function captionCard(card) {
 
 /** @param {Card} card @param {Blob} photo - its file, or a smaller copy @param {AbortSignal} signal */
 async function request(card, photo, signal) {
+  if (photo.type && !photo.type.startsWith("image/")) {
+    throw new Problem({ title: "Not a photo", detail: `It is ${photo.type}.`, status: 415 });
+  }
   const caption = await captionPhoto(photo, card.file.name, {
     options: options.fields,
     key: options.key,
@@ -141,25 +141,6 @@ function offerDownload(id, type, write) {
   });
 }
 
-async function showModel() {
-  const text = byId("model").querySelector(".text");
-  try {
-    while (!(await isReady())) {
-      byId("model").dataset.state = "warming";
-      text.textContent = "model is warming up";
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    }
-    const model = await describeModel(options.key);
-    options.adopt(model);
-    byId("model").dataset.state = "ready";
-    text.textContent = `${model.id} on ${model.device}`;
-  } catch (error) {
-    const needsKey = error instanceof Problem && error.status === 401;
-    byId("model").dataset.state = needsKey ? "locked" : "gone";
-    text.textContent = needsKey ? "needs an API key" : "server out of reach";
-  }
-}
-
 byId("again").addEventListener("click", () => {
   if (!options.check()) return;
   for (const card of cards) card.wait();
@@ -175,4 +156,4 @@ byId("clear").addEventListener("click", () => {
 offerDownload("json", "application/json", toJson);
 offerDownload("csv", "text/csv", toCsv);
 watchIntake(byId("picker"), byId("veil"), add);
-showModel();
+status.watch();

@@ -45,10 +45,12 @@ def test_a_lost_connection_is_told_and_tried_again(page: Page, serve: Callable[.
     page.context.set_offline(True)
     card = add(page, photo())
     assert problem(card) == ["The server cannot be reached", "Is it running, and are you online?"]
+    expect(page.get_by_role("status").first).to_have_text("server out of reach")
     page.context.set_offline(False)
     card.get_by_role("button", name="Try again").click()
     expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
     assert card.locator(".problem").is_hidden()
+    expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
 
 
 def test_a_failure_in_the_midst_of_a_caption_is_told(
