@@ -31,6 +31,9 @@ __all__ = ["router"]
 HUGGING_FACE_DUMMY = "dummy"
 """The model that huggingface_hub asks for where it was given a URL in place of one."""
 
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+"""The schema of an event, whose data is a chunk's JSON or ``[DONE]``."""
+
 router = APIRouter(tags=["compatible"])
 
 
@@ -41,7 +44,7 @@ router = APIRouter(tags=["compatible"])
     responses={
         200: {
             "description": "A completion; with `stream`, its chunks as server-sent events.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"itemSchema": EVENT}},
         },
         **problems(400, 401, 404, *BUSY),
     },

@@ -8,7 +8,7 @@ status means
 404    no such path or model
 405    the path has other methods
 408    the body took too long to arrive
-413    too many bytes, pixels or photos
+413    too many bytes or pixels
 415    not a photo that is read, or not a body that is read
 422    a photo is damaged, or cannot be fetched from its URL
 429    too many photos are being worked on; Retry-After says when to come back

@@ -88,7 +88,7 @@ async def read_captions_request(
     """The photos and options of a form or a JSON body.
 
     Raises:
-        Problem: 400 if it is not valid, 413 if it has too many photos, 415 if it is neither form nor JSON.
+        Problem: 400 if it is not valid or has too many photos, 415 if it is neither form nor JSON.
         OptionsError, pydantic.ValidationError: the options are not valid.
     """
     service = service_of(request)
@@ -108,9 +108,7 @@ async def read_captions_request(
         )
     limit = min(max_images, service.engine.queue_size)
     if len(images) > limit:
-        raise Problem(
-            413, "image-count", "Too many photos", f"send {limit} at most in a request, not {len(images)}"
-        )
+        raise _invalid(f"send {limit} photos at most in a request, not {len(images)}")
     return images, service.options(given)
 
 

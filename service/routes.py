@@ -13,19 +13,22 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from captioner import Caption, GenerationOptions, StreamEvent
-from service.docs import body_of, problems
+from service.docs import body_of, events_of, problems
 from service.engine import NotReadyError
 from service.errors import Problem, problem_of
 from service.inputs import ImageIn, Service, load_images, read_captions_request, service_of, until_gone
 from service.schemas import (
+    CaptionOut,
     CaptionsForm,
     CaptionsOut,
     CaptionsRequest,
     ModelOut,
     ModelsOut,
+    ProblemOut,
     StatusOut,
     StreamForm,
     StreamRequest,
+    TextOut,
 )
 from service.sse import EventStream, format_event
 
@@ -65,7 +68,7 @@ async def create_captions(request: Request) -> Response:
         200: {
             "description": "Events `text`, whose `text` the caption goes on with; then one `caption`, the "
             "whole as `/v1/captions` gives it; or `error`, a problem document.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": events_of({"text": TextOut, "caption": CaptionOut, "error": ProblemOut}),
         },
         **problems(400, 401, *BUSY),
     },

@@ -12,6 +12,7 @@ from captioner import GenerationOptions, OptionsError
 __all__ = [
     "Base64Image",
     "CaptionOptions",
+    "CaptionOut",
     "CaptionsForm",
     "CaptionsOut",
     "CaptionsRequest",
@@ -21,6 +22,7 @@ __all__ = [
     "StatusOut",
     "StreamForm",
     "StreamRequest",
+    "TextOut",
     "UrlImage",
 ]
 
@@ -174,6 +176,12 @@ class CaptionOut(BaseModel):
     logprob: float = Field(le=0)
     words: list[WordOut]
     alternatives: list[AlternativeOut]
+
+
+class TextOut(BaseModel):
+    """What a caption that is being streamed goes on with."""
+
+    text: str
 
 
 class CaptionsOut(BaseModel):

@@ -193,7 +193,7 @@ def test_forms_that_are_none(client: httpx.Client, body: bytes):
 def test_too_many_photos(client: httpx.Client, photo: bytes):
     files = [("image", (f"{n}", photo)) for n in range(65)]
     check_problem(client.post("/v1/captions", files=files), 400)
-    check_problem(client.post("/v1/captions/stream", files=files[:2]), 413)
+    check_problem(client.post("/v1/captions/stream", files=files[:2]), 400)
     check_problem(client.post("/v1/captions", json=as_json(*[photo] * 65)), 400)
 
 
