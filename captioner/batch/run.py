@@ -36,6 +36,7 @@ class Counts:
         failed: how many of those this run wrote.
         examples: the first error of each kind: the file, and what is wrong.
         stopped: whether it was told to stop before the end.
+        clock: gives seconds.
     """
 
     captioned: int = 0
@@ -44,7 +45,10 @@ class Counts:
     errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[str, str]] = field(default_factory=dict)
     stopped: bool = False
-    begun: float = field(default_factory=monotonic)
+    clock: Callable[[], float] = monotonic
+
+    def __post_init__(self) -> None:
+        self._begun = self.clock()
 
     @property
     def done(self) -> int:
@@ -54,7 +58,7 @@ class Counts:
     @property
     def seconds(self) -> float:
         """Since the run began."""
-        return monotonic() - self.begun
+        return self.clock() - self._begun
 
     @property
     def images_per_second(self) -> float:

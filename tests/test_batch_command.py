@@ -1,0 +1,347 @@
+"""``captioner batch`` as a user types it, with a fake captioner."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import FakeCaptioner
+from images import draw_noise
+from rich.console import Console
+
+from captioner import GenerationOptions
+from captioner.batch.items import Item
+from captioner.batch.progress import ProgressReport
+from captioner.batch.run import Counts
+from captioner.cli import main
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Five photographs, one of them in a folder of its own, and one that is none."""
+    for number in range(5):
+        path = tmp_path / "library" / ("sub" if number == 4 else "") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_noise(60 + number, 50, seed=number).save(path)
+    (tmp_path / "library" / "9.png").write_bytes(b"none")
+    return tmp_path / "library"
+
+
+def run(*argv: str | Path, fake: FakeCaptioner | None = None) -> int:
+    captioner: Any = fake or FakeCaptioner()
+    return main(["batch", *map(str, argv)], load=lambda name, /, *, device, dtype: captioner)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return dict(json.loads(captured.err.splitlines()[-1]))
+
+
+def test_a_library_into_json_lines(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(library, "--recursive", "--output", tmp_path / "o.jsonl") == 1
+    found = records(tmp_path / "o.jsonl")
+    assert [Path(record["file"]).stem for record in found] == ["0", "1", "2", "3", "9", "4"]
+    assert found[0]["caption"] == "a photo 60 wide and 50 high"
+    assert found[4]["error_kind"] == "type"
+    said = summary(capsys)
+    assert said.pop("seconds") >= 0
+    assert said.pop("images_per_second") > 0
+    assert said == {"finished": True, "captioned": 5, "failed": 1, "already": 0, "errors": {"type": 1}}
+
+
+def test_the_exit_status_is_0_when_all_went_well(library: Path, tmp_path: Path):
+    assert run(library / "*.png", "--exclude", "9.*", "-o", tmp_path / "o.jsonl") == 0
+    assert len(records(tmp_path / "o.jsonl")) == 4
+
+
+def test_an_error_of_an_earlier_run_still_counts_until_it_is_retried(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = [library, "-o", tmp_path / "o.jsonl"]
+    assert [run(*argv), run(*argv)] == [1, 1]
+    draw_noise(69, 50).save(library / "9.png")
+    assert run(*argv) == 1
+    assert summary(capsys)["errors"] == {"type": 1}
+    assert run(*argv, "--retry-errors") == 0
+    assert summary(capsys)["captioned"] == 1
+    assert not any("error" in record for record in records(tmp_path / "o.jsonl"))
+
+
+def test_every_option_of_generation_arrives(library: Path, tmp_path: Path):
+    fake = FakeCaptioner()
+    search = "--beams 5 --alternatives 4 --max-length 9 --min-length 2 --length-penalty 0.5 --early-stopping"
+    rules = "--repetition-penalty 1.5 --no-repeat-ngram 3 --bad-word dog --bad-word cat --attention"
+    words = ["--prompt", "a photo of", "-o", tmp_path / "a.jsonl"]
+    assert run(library / "0.png", *search.split(), *rules.split(), *words, fake=fake) == 0
+    draw = "--sample --temperature 0.7 --top-k 9 --top-p 0.8 --seed 1"
+    assert run(library / "0.png", *draw.split(), "-o", tmp_path / "b.jsonl", fake=fake) == 0
+    searched, drawn = fake.options
+    expected = GenerationOptions(
+        num_beams=5,
+        alternatives=4,
+        max_length=9,
+        min_length=2,
+        length_penalty=0.5,
+        early_stopping=True,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=3,
+        bad_words=("dog", "cat"),
+        attention=True,
+        prompt="a photo of",
+    )
+    assert searched == expected
+    assert [drawn.do_sample, drawn.temperature, drawn.top_k, drawn.top_p, drawn.seed] == [
+        True,
+        0.7,
+        9,
+        0.8,
+        1,
+    ]
+    default = GenerationOptions()
+    changed = {
+        f.name
+        for f in fields(default)
+        for given in (searched, drawn)
+        if getattr(given, f.name) != getattr(default, f.name)
+    }
+    assert changed == {f.name for f in fields(default)}, "an option that this test forgot"
+
+
+def test_the_batch_size_is_as_asked(library: Path, tmp_path: Path):
+    fake = FakeCaptioner()
+    run(library, "-r", "--batch-size", "2", "--workers", "1", "-o", tmp_path / "o.jsonl", fake=fake)
+    assert fake.batches == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("name", "more"), [("o.csv", []), ("table", ["--format", "csv"])])
+def test_csv_goes_on_from_its_records(library: Path, tmp_path: Path, name: str, more: list[str]):
+    fake = FakeCaptioner()
+    assert run(library / "0.png", "-o", tmp_path / name, *more, fake=fake) == 0
+    assert run(library, "-r", "-o", tmp_path / name, *more, fake=fake) == 1
+    assert sum(fake.batches) == 5
+    with open(tmp_path / name, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["caption"] for row in rows if row["caption"]] == [
+        f"a photo {60 + number} wide and 50 high" for number in range(5)
+    ]
+    assert len(records(tmp_path / f"{name}.jsonl")) == len(rows) == 6
+
+
+def test_parquet(library: Path, tmp_path: Path):
+    assert run(library, "-o", tmp_path / "o.parquet") == 1
+    assert pq.read_table(tmp_path / "o.parquet")["caption"].to_pylist()[0] == "a photo 60 wide and 50 high"
+
+
+def test_a_table_that_is_not_ours_is_not_overwritten(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "o.csv").write_text("mine")
+    for existing in ("skip", "append"):
+        assert run(library, "-o", tmp_path / "o.csv", "--existing", existing) == 1
+        assert "choose another output" in capsys.readouterr().err
+        assert (tmp_path / "o.csv").read_text() == "mine"
+    assert run(library, "-o", tmp_path / "o.csv", "--existing", "overwrite") == 1
+    assert (tmp_path / "o.csv").read_text().startswith("file,caption")
+
+
+def test_existing_records_are_overwritten_or_added_to(library: Path, tmp_path: Path):
+    argv = [library / "0.png", "-o", tmp_path / "o.jsonl"]
+    captions = [
+        "a photo 60 wide and 50 high",
+        "see a photo 60 wide and 50 high",
+        "look a photo 60 wide and 50 high",
+    ]
+    run(*argv)
+    run(*argv, "--existing", "overwrite", "--prompt", "see")
+    assert [record["caption"] for record in records(tmp_path / "o.jsonl")] == captions[1:2]
+    run(*argv, "--existing", "append", "--prompt", "look")
+    assert [record["caption"] for record in records(tmp_path / "o.jsonl")] == captions[1:]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("txt", "0.txt"), ("json", "0.json"), ("xmp", "0.xmp")])
+def test_sidecars(library: Path, tmp_path: Path, kind: str, name: str):
+    argv = [library / "0.png", "--sidecar", kind, "--existing", "append"]
+    assert run(*argv, "-o", tmp_path / "a.jsonl") == 0
+    assert run(*argv, "-o", tmp_path / "b.jsonl", "--prompt", "see") == 0
+    text = (library / name).read_text(encoding="utf-8")
+    assert text.count("a photo 60 wide and 50 high") == 2
+    assert text.count("see a photo") == 1
+    assert run(*argv, "-o", tmp_path / "c.jsonl", "--sidecar-name", "full") == 0
+    assert (library / f"0.png.{kind}").is_file()
+
+
+def test_a_report_shows_all_photographs(library: Path, tmp_path: Path):
+    fake = FakeCaptioner()
+    run(library / "0.png", "-o", tmp_path / "o.jsonl", "--attention")
+    assert run(library, "-r", "-o", tmp_path / "o.jsonl", "--report", tmp_path / "o.html", fake=fake) == 1
+    page = (tmp_path / "o.html").read_text(encoding="utf-8")
+    assert [page.count(f"a photo {60 + number} wide and 50 high") > 0 for number in range(5)] == [True] * 5
+    assert str(library / "9.png") in page
+    assert all(options.attention for options in fake.options)
+
+
+def test_shards_lists_and_the_output_among_the_inputs(library: Path, tmp_path: Path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        shard.add(library / "0.png", "first.png")
+    (tmp_path / "list.txt").write_text(f"{library / '1.png'}\n")
+    inputs = [tmp_path / "s.tar", tmp_path / "list.txt", library / "2.png", tmp_path / "o.jsonl"]
+    for _ in range(2):
+        assert run(*inputs, "-o", tmp_path / "o.jsonl", "--sidecar", "txt") == 0
+    found = records(tmp_path / "o.jsonl")
+    assert [record["file"] for record in found] == [
+        f"{tmp_path}/s.tar!first.png",
+        str(library / "1.png"),
+        str(library / "2.png"),
+    ]
+    assert found[0]["caption"] == "a photo 60 wide and 50 high"
+    assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["1.txt", "2.txt", "list.txt"]
+
+
+def test_nothing_to_caption_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", "-o", tmp_path / "o.jsonl") == 1
+    assert "no photographs in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--format", "xlsx"],
+        ["--sidecar", "iptc"],
+        ["--existing", "keep"],
+        ["--batch-size", "0"],
+        ["--engine", "spark"],
+        ["--report", "report.pdf"],
+        ["--report", "none/report.html"],
+        ["--alternatives", "9"],
+    ],
+)
+def test_wrong_usage(library: Path, tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run(library, "-o", tmp_path / "o.jsonl", *wrong) == 2
+    assert capsys.readouterr().err
+
+
+def test_an_output_is_required(library: Path):
+    assert run(library) == 2
+
+
+def test_quiet_says_nothing(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(library, "-o", tmp_path / "o.jsonl", "--quiet") == 1
+    assert capsys.readouterr() == ("", "")
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from fakes import FakeCaptioner
+from captioner.cli import main
+class Slow(FakeCaptioner):
+    def caption_prepared(self, images, options):
+        time.sleep(0.2)
+        return super().caption_prepared(images, options)
+sys.exit(main(sys.argv[1:], load=lambda name, **_: Slow()))
+"""
+
+
+@contextmanager
+def process(*argv: str | Path, **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    script = SLOW.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, "batch", *map(str, argv)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings) as running:
+        yield running
+
+
+def wait_for(path: Path, lines: int) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(
+    library: Path, tmp_path: Path, number: int
+):
+    argv = [library, "-r", "-o", tmp_path / "o.csv", "--batch-size", "1"]
+    with process(*argv) as running:
+        wait_for(tmp_path / "o.csv.jsonl", 2)
+        running.send_signal(number)
+        _, said = running.communicate()
+    assert running.returncode == 128 + number
+    assert "stopping after this batch" in said
+    assert said.splitlines()[-1] == "captioner: stopped; the same command goes on"
+    assert json.loads(said.splitlines()[-2])["finished"] is False
+    done = records(tmp_path / "o.csv.jsonl")
+    assert 2 <= len(done) < 6
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == len(done) + 1
+    assert run(*argv) == 1
+    assert len(records(tmp_path / "o.csv.jsonl")) == 6
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_a_list_comes_from_stdin(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = ["-", "-o", tmp_path / "o.jsonl", "--batch-size", "1"]
+    with process(*argv, stdin=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        running.stdin.write(f"{library}/0.png\0{library}\0{library}/sub/4.png\0")
+        running.stdin.close()
+        wait_for(tmp_path / "o.jsonl", 1)
+        assert run(library, "-o", tmp_path / "o.jsonl") == 1
+        assert "another run is writing to it" in capsys.readouterr().err
+        running.wait()
+    names = [Path(record["file"]).name for record in records(tmp_path / "o.jsonl")]
+    assert names == ["0.png", "1.png", "2.png", "3.png", "9.png", "4.png"]
+
+
+def counts(**values: Any) -> Counts:
+    """After ten seconds."""
+    times = iter([0.0])
+    return Counts(clock=lambda: next(times, 10.0), **values)
+
+
+def test_a_bar_on_a_terminal():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with ProgressReport(lambda: [Item("a", "a")] * 1012, console=console) as progress:
+        while progress.total is None:
+            time.sleep(0.001)
+        progress.update(counts(captioned=380, failed=20, already=100))
+    for text in ("500/1012", "20 failed", "40.0 images/s", "0:13 left"):
+        assert text in screen.getvalue()
+
+
+def test_a_summary_by_kind_on_a_terminal(capsys: pytest.CaptureFixture[str]):
+    result = counts(captioned=9000, failed=2, already=5)
+    for number in range(2):
+        result.note_error({"file": f"{number}\n.jpg", "error": "is empty", "error_kind": "damaged"})
+    result.note_error({"file": "x.jpg", "error": "is a PDF document", "error_kind": "type"})
+    ProgressReport(list, console=Console(file=io.StringIO(), force_terminal=True)).summary(result)
+    assert capsys.readouterr().err.splitlines() == [
+        "captioner: 9000 captioned, 2 failed in 0:10, 900.2 images/s; 5 were done before",
+        r"captioner: 2 × damaged, such as 0\n.jpg: is empty",
+        "captioner: 1 × type, such as x.jpg: is a PDF document",
+    ]
