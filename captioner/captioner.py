@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner.attention import as_region_map, attention_box, token_maps
 from captioner.caption import Alternative, Caption, Word
 from captioner.checkpoint import Checkpoint
 from captioner.errors import CheckpointError, OptionsError
 from captioner.generation import Decided, DecodeRules, GenerationOptions, Hypothesis, generate, stream
-from captioner.image import ImageSource, decode_image
+from captioner.image import ImageProcessor, ImageSource, decode_image
 from captioner.model import EncodedImages
+from captioner.tokenizer import CaptionTokenizer
 
 __all__ = ["Captioner", "PreparedImage", "StreamEvent"]
 
@@ -62,31 +64,49 @@ class Captioner:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
-        self.name = name
         self.checkpoint = checkpoint
-        self.description = checkpoint.description
         self._model = checkpoint.model
-        self._tokenizer = checkpoint.tokenizer
-        self._processor = checkpoint.processor
+        self._describe(
+            checkpoint.model,
+            checkpoint.tokenizer,
+            checkpoint.processor,
+            name=name,
+            description=checkpoint.description,
+            generation=checkpoint.generation,
+        )
+
+    def _describe(
+        self,
+        network: nn.Module,
+        tokenizer: CaptionTokenizer,
+        processor: ImageProcessor,
+        *,
+        name: str,
+        description: str,
+        generation: Mapping[str, Any],
+    ) -> None:
+        """Set what does not depend on who runs the network."""
+        self._network, self._tokenizer, self._processor = network, tokenizer, processor
+        self.name, self.description = name, description
         try:
-            self.default_options = GenerationOptions(**checkpoint.generation)
+            self.default_options = GenerationOptions(**generation)
         except (TypeError, OptionsError) as error:
             raise CheckpointError(f"the generation defaults of {name} do not fit: {error}") from error
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self._model.decoder.word_embedding.weight.device
+        return next(self._network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The number type it computes in."""
-        return self._model.decoder.word_embedding.weight.dtype
+        return next(self._network.parameters()).dtype
 
     @property
     def parameters(self) -> int:
         """How many weights the model has."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        return sum(parameter.numel() for parameter in self._network.parameters())
 
     def prepare(
         self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None
@@ -212,10 +232,14 @@ class Captioner:
     @torch.inference_mode()
     def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
         """Prepared photos, one at least, through the image encoder."""
+        return self._model.encode(self._pixel_values(images))
+
+    def _pixel_values(self, images: Sequence[PreparedImage]) -> Tensor:
+        """The batch ``(B, 3, size, size)`` as the network takes it, on its device."""
         pixels = torch.stack([image.pixel_values for image in images])
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return self._model.encode(self._processor.normalize(pixels.to(self.device), self.dtype))
+        return self._processor.normalize(pixels.to(self.device), self.dtype)
 
     def _captions(
         self,

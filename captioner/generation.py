@@ -19,6 +19,7 @@ __all__ = [
     "DecodeRules",
     "GenerationOptions",
     "Hypothesis",
+    "check_positions",
     "generate",
     "start_search",
     "stream",
@@ -84,14 +85,18 @@ def start_search(
     decoder: TextDecoder, region_tokens: Tensor, options: GenerationOptions, rules: DecodeRules
 ) -> Search:
     """The search that the options ask for, before its first step; see :func:`generate`."""
-    needed = len(rules.prompt_ids) + options.max_length - 1  # the last token is never fed back
-    if needed > decoder.config.max_positions:
-        raise OptionsError(
-            f"a prompt of {len(rules.prompt_ids)} tokens and max_length {options.max_length} exceed "
-            f"this model's {decoder.config.max_positions} positions: lower max_length or shorten the prompt"
-        )
+    check_positions(options, rules, decoder.config.max_positions)
     kind = RowSearch if options.do_sample or options.num_beams == 1 else BeamSearch
     return kind(decoder, region_tokens, options, rules)
+
+
+def check_positions(options: GenerationOptions, rules: DecodeRules, max_positions: int) -> None:
+    """Raise OptionsError where prompt and max_length together need more positions than a decoder has."""
+    if len(rules.prompt_ids) + options.max_length - 1 > max_positions:  # the last token is never fed back
+        raise OptionsError(
+            f"a prompt of {len(rules.prompt_ids)} tokens and max_length {options.max_length} exceed "
+            f"this model's {max_positions} positions: lower max_length or shorten the prompt"
+        )
 
 
 def _pieces(search: Search) -> Iterator[Decided]:

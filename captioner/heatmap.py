@@ -115,7 +115,10 @@ def draw_html(items: Iterable[tuple[Image.Image, Caption]]) -> str:
 def _check_attention(caption: Caption) -> None:
     if any(word.attention is None for word in caption.words):
         file = caption.file or caption.caption
-        raise OptionsError(f"{file}: the caption has no attention to draw; ask for it with attention=True")
+        raise OptionsError(
+            f"{file}: the caption has no attention to draw: ask for it with attention=True, "
+            "and of a model that has it: GIT and Florence-2 have none"
+        )
 
 
 def _light(photo: Image.Image, caption: Caption, word: Word) -> Image.Image:

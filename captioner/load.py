@@ -73,7 +73,8 @@ def load(
 
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
-            checkpoint, a directory or ``owner/name`` on the hub, which is converted in memory each time.
+            checkpoint, a directory or ``owner/name`` on the hub: BLIP and ViT-GPT2 are converted in memory
+            each time, GIT and Florence-2 are run by `transformers`.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
 
@@ -81,9 +82,10 @@ def load(
         CheckpointError: there is no such model, or it is damaged.
         DeviceError: this machine lacks the device, or the number type is unknown.
     """
+    from captioner.adapter import is_adapted, read_adapted
     from captioner.captioner import Captioner
     from captioner.checkpoint import load_checkpoint
-    from captioner.convert import is_hugging_face, read_hugging_face
+    from captioner.convert import fetch, is_hugging_face, read_hugging_face
 
     on = resolve_device(device)
     number = resolve_dtype(dtype, on)
@@ -98,9 +100,15 @@ def load(
             f"no model {name!r}: give a checkpoint directory, a model of the Hugging Face hub as owner/name, "
             f"or one of these names: {known}"
         )
-    checkpoint = read_hugging_face(name)
+    if directory.is_dir():
+        name = directory.resolve().name
+    else:
+        directory = fetch(name)
+    if is_adapted(directory):
+        return read_adapted(directory, name=name, device=on, dtype=number)
+    checkpoint = read_hugging_face(directory, name=name)
     checkpoint.model.to(on, number)
-    return Captioner(checkpoint, name=directory.resolve().name if directory.is_dir() else name)
+    return Captioner(checkpoint, name=name)
 
 
 def resolve_device(device: str) -> torch.device:

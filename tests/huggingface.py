@@ -18,9 +18,17 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipImageProcessor,
     BlipProcessor,
+    CLIPImageProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+    GitConfig,
+    GitForCausalLM,
+    GitProcessor,
     GPT2Config,
     GPT2Tokenizer,
     PreTrainedModel,
+    RobertaTokenizer,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -49,7 +57,7 @@ def bert_tokenizer() -> BertTokenizer:
     )
 
 
-def gpt2_tokenizer() -> GPT2Tokenizer:
+def byte_pairs(special_tokens: list[str]) -> dict[str, Any]:
     """Byte pairs merged as the sentences have them, over all 256 bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -57,12 +65,21 @@ def gpt2_tokenizer() -> GPT2Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=360,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special_tokens,
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    return GPT2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+
+
+def gpt2_tokenizer() -> GPT2Tokenizer:
+    return GPT2Tokenizer(**byte_pairs([END_OF_TEXT]))
+
+
+def florence2_tokenizer() -> RobertaTokenizer:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
+    return RobertaTokenizer(**byte_pairs(special), extra_special_tokens={"image_token": "<image>"})
 
 
 def blip(*, seed: int = 0) -> BlipForConditionalGeneration:
@@ -133,3 +150,63 @@ def save_vit_gpt2(directory: Path, *, seed: int = 0, **model: Any) -> VisionEnco
     gpt2_tokenizer().save_pretrained(directory)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(directory)
     return built
+
+
+def save_git(directory: Path, *, seed: int = 0) -> GitForCausalLM:
+    """GIT, whose image processor crops the middle of a photo."""
+    tokenizer = bert_tokenizer()
+    config = GitConfig(
+        vision_config=VISION,
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = GitForCausalLM(config).eval()
+    randomise(model, seed)
+    model.output.weight.data *= 4
+    model.save_pretrained(directory)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    GitProcessor(images, tokenizer).save_pretrained(directory)
+    return model
+
+
+def save_florence2(directory: Path, *, seed: int = 0) -> Florence2ForConditionalGeneration:
+    """Florence-2, with a question for its encoder and the settings of generation that the real ones have."""
+    tokenizer = florence2_tokenizer()
+    special: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.eos_token_id,
+        "forced_bos_token_id": tokenizer.bos_token_id,
+        "forced_eos_token_id": tokenizer.eos_token_id,
+    }
+    text = {"model_type": "bart", "vocab_size": len(tokenizer), "d_model": 16, "max_position_embeddings": 64}
+    for side in ("encoder", "decoder"):
+        text |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 32}
+    stages = {"depths": (1, 1), "patch_size": (7, 3), "patch_stride": (4, 2), "patch_padding": (3, 1)}
+    stages |= {
+        "embed_dim": (8, 16),
+        "num_heads": (2, 2),
+        "num_groups": (2, 2),
+        "patch_prenorm": (False, True),
+    }
+    vision = {**stages, "window_size": 4, "projection_dim": 16, "drop_path_rate": 0.0}
+    config = Florence2Config(
+        text_config=text | special, vision_config=vision, image_token_id=tokenizer.image_token_id
+    )
+    model = Florence2ForConditionalGeneration(config).eval()
+    randomise(model, seed)
+    for name, value in {**special, "num_beams": 3, "no_repeat_ngram_size": 3, "early_stopping": True}.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(directory)
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    images.image_seq_length = 17  # the 4 × 4 grid and its mean
+    Florence2Processor(images, tokenizer).save_pretrained(directory)
+    return model

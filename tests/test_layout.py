@@ -37,6 +37,7 @@ ORDER = [
     "checkpoint",
     "convert",
     "captioner",
+    "adapter",
     "load",
     "figure",
     "heatmap",

@@ -1,6 +1,7 @@
 """Checkpoints of other projects in our format."""
 
+from captioner.convert.files import fetch
 from captioner.convert.hugging_face import convert, is_hugging_face, read_hugging_face
 from captioner.convert.tensors import their_tensors
 
-__all__ = ["convert", "is_hugging_face", "read_hugging_face", "their_tensors"]
+__all__ = ["convert", "fetch", "is_hugging_face", "read_hugging_face", "their_tensors"]

@@ -7,7 +7,6 @@ versions of `transformers` share.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -15,18 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
+from captioner.convert.files import fetch, generation_defaults, read_json, read_tensors, read_tokenizer
 from captioner.convert.tensors import BLIP, VIT_GPT2, our_tensors
 from captioner.decoder import Activation, DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
 from captioner.model import ModelConfig, model_without_weights
-from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 from captioner.vision import BackboneConfig
 
 __all__ = ["convert", "is_hugging_face", "read_hugging_face"]
@@ -62,15 +56,17 @@ def convert(source: str | os.PathLike[str], destination: Path) -> Checkpoint:
     """Write a Hugging Face checkpoint in our format, in the number type that it has.
 
     Args:
-        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``.
+        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``, which is
+            downloaded where the hub's cache lacks it.
         destination: a directory that does not exist or is empty.
 
     Raises:
-        CheckpointError: as :func:`read_hugging_face`, or the destination has files.
+        CheckpointError: it cannot be fetched, as :func:`read_hugging_face`, or the destination has files.
     """
     if destination.exists() and any(destination.iterdir()):
         raise CheckpointError(f"{destination} is not empty: give a new directory to write to")
-    checkpoint = read_hugging_face(source)
+    directory = fetch(source)
+    checkpoint = read_hugging_face(directory, name=None if Path(source).is_dir() else str(source))
     dtype = checkpoint.model.decoder.word_embedding.weight.dtype
     save_checkpoint(checkpoint, destination, dtype=dtype)
     return checkpoint
@@ -79,76 +75,48 @@ def convert(source: str | os.PathLike[str], destination: Path) -> Checkpoint:
 def is_hugging_face(directory: Path) -> bool:
     """Whether a directory holds a Hugging Face checkpoint rather than one of ours."""
     path = directory / "config.json"
-    return path.is_file() and "model_type" in _read_json(path)
+    return path.is_file() and "model_type" in read_json(path)
 
 
-def read_hugging_face(source: str | os.PathLike[str]) -> Checkpoint:
+def read_hugging_face(directory: Path, *, name: str | None = None) -> Checkpoint:
     """Read a Hugging Face checkpoint, whose captions will be those of ``transformers``' ``generate``.
 
     Settings of ``generation_config.json`` become the model's own defaults, but for ``repetition_penalty``,
     which means something else here.
 
     Args:
-        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``, which is
-            downloaded where the hub's cache lacks it.
+        directory: of the checkpoint, as :func:`fetch` gives it.
+        name: what to call it; None for the directory's own.
 
     Returns:
         A checkpoint on the CPU, in the number type of its files.
 
     Raises:
-        CheckpointError: it cannot be fetched or read, or is of a kind that is not supported.
+        CheckpointError: it cannot be read, or is of a kind that is not supported.
     """
-    directory, name = Path(source), str(source)
-    if directory.is_dir():
-        name = directory.resolve().name
-    else:
-        directory = _download(name)
-    raw = _read_json(directory / "config.json")
-    generation = _read_json(directory / "generation_config.json", optional=True)
+    raw = read_json(directory / "config.json")
+    generation = read_json(directory / "generation_config.json", optional=True)
     try:
         shape = _shape(raw, generation)
         model = model_without_weights(shape.model)
     except CheckpointError as error:
-        raise CheckpointError(f"{source} cannot be converted: {error}. Supported: {SUPPORTED}.") from error
+        raise CheckpointError(
+            f"{name or directory} cannot be converted: {error}. Supported: {SUPPORTED}."
+        ) from error
     except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
         raise CheckpointError(f"{directory / 'config.json'} does not describe a model: {error!r}") from error
-    tensors = our_tensors(_read_tensors(directory), shape.names, shape.model)
+    tensors = our_tensors(read_tensors(directory), shape.names, shape.model)
     check_tensors(directory, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(
         model=model.eval().requires_grad_(False),
-        tokenizer=_tokenizer(directory, shape),
+        tokenizer=read_tokenizer(
+            directory, start_ids=(shape.start_id,), eos_id=shape.eos_id, pad_id=shape.pad_id
+        ),
         processor=_processor(directory, shape),
-        description=f"{name}, converted from Hugging Face ({raw['model_type']})",
-        generation=_generation(generation, shape.model.decoder.max_positions),
+        description=f"{name or directory.resolve().name}, converted from Hugging Face ({raw['model_type']})",
+        generation=generation_defaults(generation, shape.model.decoder.max_positions),
     )
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = source.partition("@")
-    try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
-        )
-    except Exception as error:  # of the hub's library, its HTTP client's, or the operating system
-        raise CheckpointError(
-            f"there is no directory {source}, and the Hugging Face hub does not give a model of that name: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
-
-
-def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
-    return data
 
 
 def _shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> _Shape:
@@ -258,57 +226,10 @@ def _vit(config: Any) -> BackboneConfig:
     return BackboneConfig(kind="vit", image_size=config.image_size, width=config.hidden_size, options=options)
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    index = _read_json(directory / "model.safetensors.index.json", optional=True)
-    files = sorted({Path(name).name for name in index.get("weight_map", {}).values()}) or [
-        "model.safetensors"
-    ]
-    missing = [name for name in files if not (directory / name).is_file()]
-    if missing and any(directory.glob("pytorch_model*.bin")):
-        raise CheckpointError(
-            f"{directory} has its weights in pytorch_model.bin only. That is a pickle, which can run any "
-            "code when it is opened, so it is never read. On the hub, give the revision of a pull request "
-            "that adds model.safetensors (owner/name@refs/pr/N); or, where you trust the file, open it with "
-            "from_pretrained of the model's class in `transformers` and write it anew with save_pretrained."
-        )
-    if missing:
-        raise CheckpointError(f"{directory} is not a complete checkpoint: {', '.join(missing)} missing")
-    try:
-        parts = [load_file(directory / name) for name in files]
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"the weights of {directory} are damaged: {error}") from error
-    return {name: tensor for part in parts for name, tensor in part.items()}
-
-
-def _tokenizer(directory: Path, shape: _Shape) -> CaptionTokenizer:
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory} has no tokenizer.json: write one there with the tokenizer's save_pretrained "
-            "of `transformers`"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-    config = TokenizerConfig(
-        start_ids=(shape.start_id,),
-        eos_id=shape.eos_id,
-        pad_id=shape.pad_id,
-        unk_id=-1 if unknown_id is None else unknown_id,
-        never_ids=(),
-    )
-    return CaptionTokenizer(tokenizer, config)
-
-
 def _processor(directory: Path, shape: _Shape) -> ImageProcessor:
     """From the file of the image processor, or that of all processors, which newer versions write."""
-    found = _read_json(directory / "preprocessor_config.json", optional=True)
-    found = found or _read_json(directory / "processor_config.json", optional=True).get("image_processor", {})
+    found = read_json(directory / "preprocessor_config.json", optional=True)
+    found = found or read_json(directory / "processor_config.json", optional=True).get("image_processor", {})
     settings = {**shape.image, **{key: value for key, value in found.items() if value is not None}}
     side = shape.model.backbone.image_size
     usual = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
@@ -331,21 +252,3 @@ def _processor(directory: Path, shape: _Shape) -> ImageProcessor:
         std=tuple(settings["image_std"]),
         resample=RESAMPLE[settings["resample"]],
     )
-
-
-def _generation(settings: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """Our defaults from ``generation_config.json``.
-
-    Its lengths count the start token, its least ones not the end token.
-    """
-    names = ("num_beams", "length_penalty", "no_repeat_ngram_size")
-    options = {name: settings[name] for name in names if settings.get(name) is not None}
-    if settings.get("early_stopping") is True:
-        options["early_stopping"] = True
-    shortest = settings.get("min_new_tokens", 0) or (settings.get("min_length") or 0) - 1
-    if shortest > 0:
-        options["min_length"] = shortest + 1
-    longest = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
-    if longest > 0:
-        options["max_length"] = min(longest, max_positions)
-    return options

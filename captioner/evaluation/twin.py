@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from captioner.adapter import quiet_transformers
 from captioner.checkpoint import Checkpoint
 from captioner.convert import their_tensors
 from captioner.errors import OptionsError
@@ -45,7 +45,7 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
     model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
     bare_vit = config.backbone.kind == "vit" and config.regions is None
     like = model.decoder.word_embedding.weight
-    with _quiet():
+    with quiet_transformers():
         if config.decoder.norm == "pre":
             network = _vision_encoder_decoder(config, special, their_tensors(model), bare_vit=bare_vit)
         elif bare_vit and config.decoder.embedding_norm and config.decoder.head_transform:
@@ -78,22 +78,6 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
 
 def _until(ids: list[int], eos_id: int) -> list[int]:
     return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the report of loading, which names the parts that a captioner does not have."""
-    from transformers.utils import logging
-
-    calls: Any = logging  # some of which have no types
-    level = calls.get_verbosity()
-    calls.set_verbosity_error()
-    calls.disable_progress_bar()
-    try:
-        yield
-    finally:
-        calls.set_verbosity(level)
-        calls.enable_progress_bar()
 
 
 def _vit_settings(config: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,275 @@
+"""Models whose decoder is not of our shape, GIT and Florence-2, run by `transformers` behind our interface.
+
+The search is that of `transformers`; the rules of decoding are ours, so that options mean here what they mean
+for any other model. GIT attends to photo and text at once, and Florence-2's encoder mixes the photo with its
+question: neither has a map of the photo for each word, so words come without attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captioner.caption import Caption
+from captioner.captioner import Captioner, PreparedImage, StreamEvent
+from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
+from captioner.errors import CheckpointError, OptionsError
+from captioner.generation import DecodeRules, GenerationOptions, Hypothesis, check_positions
+from captioner.image import ImageProcessor
+from captioner.logits import LogitsRules
+from captioner.model import EncodedImages
+
+__all__ = ["TransformersCaptioner", "is_adapted", "quiet_transformers", "read_adapted"]
+
+CLASSES = {"git": "GitForCausalLM", "florence2": "Florence2ForConditionalGeneration"}
+TASK = "<CAPTION>"
+"""What Florence-2 is asked; its processor makes a sentence of it."""
+
+
+def is_adapted(directory: Path) -> bool:
+    """Whether a directory holds a Hugging Face checkpoint that is run here."""
+    return read_json(directory / "config.json").get("model_type") in CLASSES
+
+
+def read_adapted(
+    directory: Path, *, name: str, device: torch.device, dtype: torch.dtype
+) -> TransformersCaptioner:
+    """Read a Hugging Face checkpoint of GIT or Florence-2.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    library: Any = import_module("transformers")
+    weight_files(directory)  # refuses a pickle with a better word than transformers has for it
+    kind = read_json(directory / "config.json")["model_type"]
+    settings = read_json(directory / "generation_config.json", optional=True)
+    try:
+        with quiet_transformers():
+            network, report = getattr(library, CLASSES[kind]).from_pretrained(
+                directory, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            processor = library.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+        question = processor(text=TASK, images=Image.new("RGB", (64, 64))) if kind == "florence2" else None
+    except Exception as error:  # transformers raises whatever its parts make of damage
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{directory} cannot be loaded by transformers: {reason}") from error
+    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
+    if lacking:
+        raise CheckpointError(f"the weights of {directory} do not fit config.json: {lacking[:3]}")
+    return TransformersCaptioner(
+        network.to(device).eval().requires_grad_(False),
+        directory,
+        _processor(processor.image_processor),
+        name=name,
+        kind=kind,
+        settings=settings,
+        question=question and question["input_ids"][0],
+    )
+
+
+class TransformersCaptioner(Captioner):
+    """A captioner whose network and search are those of `transformers`.
+
+    Args:
+        network: in eval mode.
+        directory: where its tokenizer is.
+        processor: pixels to ``pixel_values``.
+        name: shown in every caption.
+        kind: its ``model_type``.
+        settings: its ``generation_config.json``.
+        question: token ids that an encoder reads beside the photo, or None.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        directory: Path,
+        processor: ImageProcessor,
+        *,
+        name: str,
+        kind: str,
+        settings: dict[str, Any],
+        question: Sequence[int] | None,
+    ) -> None:
+        library: Any = import_module("transformers")
+        special = network.generation_config
+        start = (special.bos_token_id,)
+        if question is not None:
+            start = tuple(
+                token
+                for token in (special.decoder_start_token_id, special.forced_bos_token_id)
+                if token is not None
+            )
+        self._positions = network.config.get_text_config(decoder=True).max_position_embeddings
+        self._question = question
+        tokenizer = read_tokenizer(
+            directory, start_ids=start, eos_id=special.eos_token_id, pad_id=special.pad_token_id
+        )
+        self._describe(
+            network,
+            tokenizer,
+            processor,
+            name=name,
+            description=f"{name}, run by transformers ({kind})",
+            generation=generation_defaults(settings, self._positions),
+        )
+        self._library, self._runner = library, network
+        network.generation_config = (
+            library.GenerationConfig()
+        )  # nothing is searched for that no option asked for
+
+    def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
+        """Raises OptionsError: there are no region tokens."""
+        raise OptionsError(f"{self.name} is run by transformers as a whole, which gives no region tokens")
+
+    def decode_rules(self, options: GenerationOptions) -> DecodeRules:
+        """As :meth:`Captioner.decode_rules`; raises OptionsError as well for what cannot be had here."""
+        if options.seed is not None:
+            raise OptionsError(f"{self.name} is run by transformers, which takes no seed: leave it out")
+        rules = super().decode_rules(options)
+        check_positions(options, rules, self._positions)
+        return rules
+
+    @torch.inference_mode()
+    def caption_prepared(
+        self, images: Sequence[PreparedImage], options: GenerationOptions | None = None
+    ) -> list[Caption]:
+        """Caption prepared photos in one batch; words come without attention, also where it is asked for."""
+        if not images:
+            return []
+        options = self.default_options if options is None else options
+        rules = self.decode_rules(options)
+        found = self._generate(self._pixel_values(images), options, rules)
+        prompt = self._prompt(rules)
+        return [
+            self._caption(image, hypotheses, prompt, None)
+            for image, hypotheses in zip(images, found, strict=True)
+        ]
+
+    def stream_prepared(
+        self, image: PreparedImage, options: GenerationOptions | None = None
+    ) -> Iterator[StreamEvent]:
+        """The whole caption in one event: the search says nothing before its end."""
+        self.decode_rules(self.default_options if options is None else options)  # errors come with the call
+        captions = (self.caption_prepared([image], options)[0] for _ in range(1))
+        return (StreamEvent(caption.caption, caption) for caption in captions)
+
+    def _generate(
+        self, pixel_values: Tensor, options: GenerationOptions, rules: DecodeRules
+    ) -> list[list[Hypothesis]]:
+        beams, rows = 1 if options.do_sample else options.num_beams, 1 + options.alternatives
+        search: dict[str, Any] = {"do_sample": options.do_sample, "num_beams": beams}
+        if options.do_sample:
+            search |= {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+        elif beams > 1:
+            search |= {"length_penalty": options.length_penalty}
+            search |= {"early_stopping": options.early_stopping or "never"}
+        out = self._runner.generate(
+            **self._inputs(pixel_values, rules),
+            logits_processor=[self._obey(options, rules)],
+            generation_config=self._library.GenerationConfig(
+                **search,
+                max_new_tokens=options.max_length,
+                num_return_sequences=rows,
+                eos_token_id=rules.eos_id,
+                pad_token_id=rules.pad_id,
+                decoder_start_token_id=rules.prompt_ids[0],
+                return_dict_in_generate=True,
+                output_logits=True,
+            ),
+        )
+        logprobs = self._runner.compute_transition_scores(
+            out.sequences,
+            tuple(logits.float() for logits in out.logits),
+            out.get("beam_indices"),
+            normalize_logits=True,
+        )
+        ids = out.sequences[:, len(rules.prompt_ids) :]
+        pairs = zip(ids.tolist(), logprobs.tolist(), strict=True)
+        found = [_hypothesis(*pair, rules.eos_id, options.length_penalty) for pair in pairs]
+        images = [found[start : start + rows] for start in range(0, len(found), rows)]
+        if options.do_sample:
+            return [sorted(image, key=lambda hypothesis: -hypothesis.score) for image in images]
+        return images
+
+    def _inputs(self, pixel_values: Tensor, rules: DecodeRules) -> dict[str, Tensor]:
+        """The photo, what the caption begins with, and the question where there is one."""
+
+        def rows(ids: Sequence[int]) -> Tensor:
+            return torch.tensor(ids, device=pixel_values.device).expand(len(pixel_values), -1)
+
+        prompt = rows(rules.prompt_ids)
+        if self._question is None:
+            return {
+                "pixel_values": pixel_values,
+                "input_ids": prompt,
+                "attention_mask": torch.ones_like(prompt),
+            }
+        question = rows(self._question)
+        return {
+            "pixel_values": pixel_values,
+            "input_ids": question,
+            "attention_mask": torch.ones_like(question),
+            "decoder_input_ids": prompt,
+        }
+
+    def _obey(self, options: GenerationOptions, rules: DecodeRules) -> Any:
+        """Our rules as a processor of logits ``(rows, V)`` after the token ids ``(rows, T)``."""
+        apply_rules = LogitsRules(options, rules, self.device)
+
+        def process(input_ids: Tensor, scores: Tensor) -> Tensor:
+            tokens = input_ids[:, None, len(rules.prompt_ids) :]
+            return apply_rules(scores.float().log_softmax(-1)[:, None], tokens)[:, 0]
+
+        return process
+
+
+def _hypothesis(
+    ids: Sequence[int], logprobs: Sequence[float], eos_id: int, length_penalty: float
+) -> Hypothesis:
+    """One returned row, cut after its end token."""
+    length = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
+    score = sum(logprobs[:length]) / max(length, 1) ** length_penalty
+    return Hypothesis(tuple(ids[:length]), tuple(logprobs[:length]), score, eos_id in ids)
+
+
+@dataclass(frozen=True)
+class _Processor(ImageProcessor):
+    """Resizes and crops as the checkpoint's own image processor does."""
+
+    theirs: Any = None
+
+    def __call__(self, pixels: Image.Image) -> Tensor:
+        found = self.theirs(pixels, return_tensors="pt", do_rescale=False, do_normalize=False)
+        values: Tensor = found["pixel_values"][0]
+        return values
+
+
+def _processor(theirs: Any) -> _Processor:
+    size = theirs.size
+    side = size["shortest_edge"] or min(size["height"], size["width"])
+    return _Processor(side, tuple(theirs.image_mean), tuple(theirs.image_std), theirs=theirs)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the report and the bar of loading, which name parts that a captioner does not have."""
+    from transformers.utils import logging
+
+    calls: Any = logging  # some of which have no types
+    level = calls.get_verbosity()
+    calls.set_verbosity_error()
+    calls.disable_progress_bar()
+    try:
+        yield
+    finally:
+        calls.set_verbosity(level)
+        calls.enable_progress_bar()
