@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ class ScriptedCaptioner(FakeCaptioner):
 
     Attributes:
         captions: by the photo's name, what to answer instead.
+        warm: clear it, and the first batch waits until it is set again.
         broken: names of photos on which it fails after a word.
         streamed: the options of every stream that has begun.
     """
@@ -31,6 +32,8 @@ class ScriptedCaptioner(FakeCaptioner):
     def __init__(self) -> None:
         super().__init__()
         self.captions: dict[str, Caption] = {}
+        self.warm = threading.Event()
+        self.warm.set()
         self.broken: set[str | None] = set()
         self.streamed: list[GenerationOptions] = []
         self._held = False
@@ -48,9 +51,14 @@ class ScriptedCaptioner(FakeCaptioner):
         """Give all words there are, from now on."""
         self._held = False
         self._words.release(1000)
+        self.warm.set()
 
     def prepare(self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None) -> Photo:
         return decode_image(image, name=name, **({"max_pixels": max_pixels} if max_pixels else {}))
+
+    def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+        self.warm.wait()
+        return super().caption_prepared(images, options)
 
     def stream_prepared(self, photo: Photo, options: GenerationOptions) -> Iterator[StreamEvent]:
         self.streamed.append(options)

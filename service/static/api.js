@@ -8,7 +8,7 @@
  *   alternatives: Alternative[]}} Caption
  */
 
-const ATTEMPTS = 6;
+const PATIENCE_MS = 120_000;
 const LONGEST_WAIT = 60;
 const NO_KEY = { title: "This server wants an API key", detail: "Enter one that it knows, under Options.", status: 401 };
 
@@ -55,7 +55,7 @@ export class Problem extends Error {
  * @param {string} how.key - the API key, or ""
  * @param {AbortSignal} how.signal
  * @param {(text: string) => void} how.onText - takes what the caption so far goes on with
- * @param {(seconds: number) => void} how.onWait - told before a wait, which the server asked for
+ * @param {(reason: Problem, seconds: number) => void} how.onWait - told before a wait, which the server asked for
  * @returns {Promise<Caption>}
  * @throws {Problem} also where the server cannot be reached; anything at all once the signal is aborted
  */
@@ -64,13 +64,15 @@ export async function captionPhoto(photo, name, { options, key, signal, onText, 
   for (const [field, value] of Object.entries({ ...options, attention: "true" })) form.append(field, value);
   form.append("image", photo, name);
   const request = { method: "POST", body: form, headers: authorization(key), signal };
+  const deadline = performance.now() + PATIENCE_MS;
   for (let attempt = 1; ; attempt++) {
     try {
       return await stream(await send("v1/captions/stream", request), onText);
     } catch (error) {
-      if (!(error instanceof Problem) || !error.retryAfter || attempt === ATTEMPTS) throw error;
-      onWait(error.retryAfter);
-      await pause(error.retryAfter + Math.random() / 4, signal); // not all at the same moment
+      if (!(error instanceof Problem) || !error.retryAfter || performance.now() > deadline) throw error;
+      const seconds = Math.max(error.retryAfter, attempt); // less and less often
+      onWait(error, seconds);
+      await pause(seconds + Math.random() / 4, signal); // not all at the same moment
     }
   }
 }

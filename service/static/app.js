@@ -86,7 +86,7 @@ async function request(card, photo, signal) {
     key: options.key,
     signal,
     onText: (text) => card.write(text),
-    onWait: (seconds) => card.hold(seconds),
+    onWait: (reason, seconds) => card.hold(reason, seconds),
   });
   card.finish({ ...caption, file: card.file.name }, photo);
 }

@@ -55,9 +55,9 @@ export class Card {
     this.#enter("working", "Looking");
   }
 
-  /** At the server, which was too busy. @param {number} seconds */
-  hold(seconds) {
-    this.#say(`The server is busy; asking again in ${seconds} s`);
+  /** At the server, which will have it later. @param {Problem} reason @param {number} seconds */
+  hold(reason, seconds) {
+    this.#say(`${reason.title} · asking again in ${seconds} s`);
   }
 
   /** The caption goes on. @param {string} text */
