@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+from captioner.batch.remote import is_remote, list_files, open_file, read_file
 from captioner.errors import ImageError
 
 __all__ = ["IMAGE_SUFFIXES", "Item", "find_items", "read_list"]
@@ -41,21 +42,23 @@ class Item:
     problem: str = ""
 
     def source(self) -> str | bytes:
-        """What :meth:`Captioner.prepare` takes: the path of a file, the bytes of a member.
+        """What :meth:`Captioner.prepare` takes: the path of a file, the bytes of a member or a store's file.
 
         Raises:
             ImageError: it cannot be read.
         """
         if self.problem:
             raise ImageError(self.key, self.problem)
-        if self.offset is None:
+        if self.offset is None and not is_remote(self.path):
             return self.path
         try:
-            with open(self.path, "rb") as shard:
+            if self.offset is None:
+                return read_file(self.path)
+            with open_file(self.path) as shard:
                 shard.seek(self.offset)
                 return shard.read(self.size)
         except OSError as error:
-            raise ImageError(self.key, f"cannot be read: {error.strerror}") from error
+            raise ImageError(self.key, _why(error)) from error
 
 
 def find_items(
@@ -69,9 +72,10 @@ def find_items(
 
     An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken; a ``.tar`` shard,
     likewise; a glob, where no file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line;
-    or a photograph, whatever its suffix. A folder is entered once, however many links lead to it, so no loop
-    of links goes on for ever. Hidden files are left out unless they are named. What cannot be read becomes an
-    item with a ``problem``; a file that is not there is found out when it is opened.
+    or a photograph, whatever its suffix. URIs name folders, shards and photographs of object stores. A folder
+    is entered once, however many links lead to it, so no loop of links goes on for ever. Hidden files are left
+    out unless they are named. What cannot be read becomes an item with a ``problem``; a file that is not there
+    is found out when it is opened.
 
     Args:
         inputs: paths and globs.
@@ -103,6 +107,9 @@ class _Finder:
                     yield item
 
     def _input(self, name: str) -> Iterator[Item]:
+        if is_remote(name):
+            yield from self._path(name)
+            return
         if os.path.abspath(name) in self.ignore or _is_sidecar(name):
             return
         exists = os.path.exists(name)
@@ -126,7 +133,10 @@ class _Finder:
 
     def _path(self, path: str) -> Iterator[Item]:
         """What is named, whatever its suffix."""
-        if os.path.isdir(path):
+        is_file = _suffix(path) in IMAGE_SUFFIXES | {".tar"}  # or else the store would be asked about each
+        if is_remote(path) and not is_file and (files := self._remote_files(path)) is not None:
+            yield from files
+        elif os.path.isdir(path):
             yield from self._folder(path)
         elif _suffix(path) == ".tar":
             yield from self._shard(path)
@@ -159,9 +169,25 @@ class _Finder:
         for entry in found:
             yield from self._found(entry.path, entry.name, is_folder=os.path.isdir(entry))
 
+    def _remote_files(self, uri: str) -> list[Item] | None:
+        """A folder's photographs; None for what is no folder."""
+        try:
+            files = list_files(uri, recursive=self.recursive)
+        except OSError as error:
+            return [_unreadable(uri, error)]
+        if files is None:
+            return None
+        below = len(uri.rstrip("/")) + 1
+        return [
+            Item(file, file)
+            for file in files
+            if _suffix(file) in IMAGE_SUFFIXES
+            and not any(self._is_excluded(file, name) for name in file[below:].split("/"))
+        ]
+
     def _shard(self, path: str) -> Iterator[Item]:
         try:
-            with tarfile.open(path, "r:") as shard:
+            with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
                 for member in shard:
                     name, key = os.path.basename(member.name), f"{path}!{member.name}"
                     is_photo = member.isreg() and _suffix(name) in IMAGE_SUFFIXES
@@ -183,7 +209,11 @@ def _suffix(path: str) -> str:
 
 
 def _unreadable(path: str, error: OSError) -> Item:
-    return Item(path, path, problem=f"cannot be read: {error.strerror}")
+    return Item(path, path, problem=_why(error))
+
+
+def _why(error: OSError) -> str:
+    return f"cannot be read: {' '.join((error.strerror or str(error)).split())[:200]}"
 
 
 def _is_sidecar(path: str) -> bool:

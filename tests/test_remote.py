@@ -1,0 +1,103 @@
+"""Photographs by URI, from the one store that every machine has: its own files, as pyarrow reads them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from images import draw_scene, encode
+from tiny import tiny_captioner
+
+from captioner.batch.engine import BatchCaptioner
+from captioner.batch.items import Item, find_items
+from captioner.batch.remote import is_remote, list_files, read_file
+from captioner.errors import ImageError, OptionsError
+
+PHOTO = encode(draw_scene(), "JPEG")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    """Photographs with names that are hard on URIs, in two folders, and things that are none."""
+    for name in (
+        "b.jpg",
+        "a 100% #1?.JPG",
+        "é.jpg",
+        ".hidden.jpg",
+        "notes.txt",
+        "more/c.jpg",
+        ".trash/d.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PHOTO)
+    return tmp_path
+
+
+def keys(*inputs: str, **options: bool | list[str]) -> list[str]:
+    return [item.key for item in find_items(inputs, **options)]
+
+
+def test_a_folder_by_its_uri(bucket: Path):
+    uri = f"file://{bucket}"
+    flat = [f"{uri}/a 100% #1?.JPG", f"{uri}/b.jpg", f"{uri}/é.jpg"]
+    assert keys(uri) == keys(f"{uri}/") == flat
+    assert keys(uri, recursive=True) == [*flat[:2], f"{uri}/more/c.jpg", flat[2]]
+    assert keys(uri, recursive=True, exclude=["more", "b.*"]) == [flat[0], flat[2]]
+
+
+def test_photographs_and_lists_of_them_by_uri(bucket: Path, tmp_path_factory: pytest.TempPathFactory):
+    uris = [f"file://{bucket}/é.jpg", f"file://{bucket}/a 100% #1?.JPG"]
+    listed = tmp_path_factory.mktemp("lists") / "photos.lst"
+    listed.write_text("\n".join(uris), encoding="utf-8")
+    assert keys(*uris) == keys(str(listed)) == uris
+
+
+def test_what_is_read_is_what_is_there(bucket: Path):
+    captioner = BatchCaptioner(tiny_captioner())
+    near, far = Item("a", str(bucket / "b.jpg")), Item("a", f"file://{bucket}/a 100% #1?.JPG")
+    assert far.source() == PHOTO
+    assert captioner.prepare(far).pixel_values.equal(captioner.prepare(near).pixel_values)
+    (record,) = captioner.records([far], [captioner.prepare(far)])
+    assert record["caption"]
+
+
+def test_a_shard_by_its_uri(tmp_path: Path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name in ("one.jpg", "notes.txt", "two.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(PHOTO)
+            shard.addfile(member, io.BytesIO(PHOTO))
+    uri = f"file://{tmp_path}/shard.tar"
+    items = list(find_items([uri]))
+    assert [item.key for item in items] == [f"{uri}!one.jpg", f"{uri}!two.png"]
+    assert [item.source() for item in items] == [PHOTO, PHOTO]
+
+
+@pytest.mark.parametrize("name", ["none.jpg", "none", "none.tar", "none/at/all"])
+def test_what_is_not_there_is_found_out(name: str, tmp_path: Path):
+    (item,) = find_items([f"file://{tmp_path}/{name}"])
+    assert item.key == f"file://{tmp_path}/{name}"
+    with pytest.raises(ImageError, match=r"cannot be read: .*No such file") as caught:
+        item.source()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_scheme_is_a_wrong_input():
+    with pytest.raises(OptionsError, match=r"ftp://example\.org cannot be read: s3, gs"):
+        list_files("ftp://example.org/photos", recursive=False)
+    with pytest.raises(OptionsError, match="ftp"):
+        read_file("ftp://example.org/photo.jpg")
+
+
+@pytest.mark.parametrize(
+    ("path", "remote"),
+    [("s3://bucket/a.jpg", True), ("gs://b", True), ("abfs://c@a.dfs.core.windows.net/x", True)]
+    + [
+        (path, False)
+        for path in ("a.jpg", "/a/b.jpg", "C://a.jpg", "C:\\a.jpg", "a/s3://b", "s3:/a", "S3 x://")
+    ],
+)
+def test_what_is_remote(path: str, remote: bool):
+    assert is_remote(path) == remote
