@@ -73,9 +73,9 @@ def find_items(
     An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken; a ``.tar`` shard,
     likewise; a glob, where no file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line;
     or a photograph, whatever its suffix. URIs name folders, shards and photographs of object stores. A folder
-    is entered once, however many links lead to it, so no loop of links goes on for ever. Hidden files are left
-    out unless they are named. What cannot be read becomes an item with a ``problem``; a file that is not there
-    is found out when it is opened.
+    is entered once, however many links lead to it, so no loop of links goes on for ever. Hidden files are
+    left out unless they are named. What cannot be read becomes an item with a ``problem``; a file that is not
+    there is found out when it is opened.
 
     Args:
         inputs: paths and globs.
