@@ -69,7 +69,7 @@ def test_a_busy_server_is_asked_again(page: Page, serve: Callable[..., str], cap
     captioner.hold()
     page.goto(serve(queue_size=1))
     add(page, photo("one.png"), photo("two.png"))
-    expect(page.get_by_text("Too many photos at once · asking again in 1 s")).to_be_visible()
+    expect(page.get_by_text("Too many photos at once · asking again in")).to_be_visible()
     captioner.release()
     expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
     assert len(captioner.streamed) == 2
@@ -82,7 +82,7 @@ def test_a_model_that_warms_up_is_waited_for(
     page.goto(serve())
     expect(page.get_by_role("status").first).to_have_text("model is warming up")
     card = add(page, photo())
-    expect(card.locator(".said")).to_have_text("Not ready · asking again in 1 s")
+    expect(card.locator(".said")).to_contain_text("Not ready · asking again in")
     captioner.warm.set()
     expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
     expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
