@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def photo_set(folder: Path, *, count: int = 16) -> PhotoSet:
 
 
 def run(folder: Path, *, reports: list[Progress] | None = None) -> None:
-    """A whole training run on the photos, as `train` runs it; the subprocess of the kill test calls it too."""
+    """A whole training run on the photos; the subprocess of the kill test calls it too."""
     photos = photo_set(folder / "photos")
     extra = PhotoSet(name="extra", images=photos.images, coco=photos.coco)
     validation = PhotoSet(name="validation", images=photos.images, coco=photos.coco)
@@ -97,7 +98,7 @@ def test_killed_and_resumed_is_as_if_undisturbed(tmp_path: Path, finished: Path)
     state = tmp_path / "out" / "state.safetensors"
     with subprocess.Popen(command, env=environment) as killed:
         while killed.poll() is None and not state.exists():
-            pass
+            time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     before = len(epochs(tmp_path)) if (tmp_path / "out" / "metrics.jsonl").exists() else 0

@@ -1,0 +1,93 @@
+"""``captioner train`` as it is typed: a whole run in miniature, its resumption, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from images import draw_noise
+from safetensors.torch import save_file
+
+import captioner
+from captioner.cli import main
+from captioner.training.initial import EFFICIENTNET_LITE2
+from captioner.vision import BackboneConfig, build_backbone
+
+CAPTIONS = ["a brown dog runs", "two men ride bikes"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six photos and their captions, and a backbone as scripts/imagenet_weights.py writes it, untrained."""
+    images, annotations = [], []
+    for number in range(6):
+        draw_noise(40, 30, seed=number).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png"})
+        annotations += [{"image_id": number, "caption": CAPTIONS[number % 2]}] * 2
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    config = BackboneConfig(kind="efficientnet_lite", image_size=288, width=1280, options=EFFICIENTNET_LITE2)
+    torch.manual_seed(0)
+    tensors = {f"backbone.{name}": value for name, value in build_backbone(config).state_dict().items()}
+    tensors["regions.tags.classifier.weight"] = torch.randn(1000, 1280)
+    tensors["regions.tags.classifier.bias"] = torch.zeros(1000)
+    words = {"caption_words": json.dumps([["dog", "animal"]] * 1000)}
+    save_file(tensors, tmp_path / "backbone.safetensors", words)
+    return tmp_path
+
+
+def command(data: Path, *more: str) -> list[str]:
+    argv = ["train", "--images", str(data), "--output", str(data / "out"), "--device", "cpu", *more]
+    argv += ["--train", str(data / "captions.json"), "--val", str(data / "captions.json")]
+    return [*argv, "--backbone", str(data / "backbone.safetensors")]
+
+
+SMALL = [
+    *("--epochs", "1", "--frozen-epochs", "0", "--scst-epochs", "1", "--views", "1"),
+    *("--photos", "3", "--width", "64", "--layers", "1"),
+]
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_model_and_its_curve(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "300")  # a line that is cut at a terminal's width is two
+    assert main(command(data, *SMALL, "--description", "a small one")) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{data / 'out'}\t{data / 'out' / 'curve.png'}\n"
+    said = captured.err.splitlines()
+    assert [line.split(":")[0] for line in said] == ["epoch 1", "self-critical epoch 2"]
+    assert all("images/s" in line and "cider" in line and "loss" in line for line in said)
+    model = captioner.load(data / "out", device="cpu")
+    assert model.description == "a small one"
+    (caption,) = model.caption([data / "0.png"])
+    assert set(caption.caption.split()) <= set(" ".join(CAPTIONS).split())
+
+    before = (data / "out" / "metrics.jsonl").read_text()
+    assert main(command(data, *SMALL)) == 0, "again: there is nothing left to do"
+    assert (data / "out" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "more", "message"),
+    [
+        ("captions.json", [], "cannot be read"),
+        ("backbone.safetensors", SMALL, "holds no backbone"),
+        ("3.png", SMALL, "1 photos are missing"),
+        (None, ["--photos", "7"], "a batch takes 7 photos, but there are 6"),
+        (None, ["--extra-images", "."], "go together"),
+        (None, [*SMALL, "--device", "toaster"], "unknown device"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    damage: str | None, more: list[str], message: str, data: Path, capsys: pytest.CaptureFixture[str]
+):
+    if damage:
+        (data / damage).unlink()
+    assert main(command(data, *more)) in (1, 2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert message in captured.err
