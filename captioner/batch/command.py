@@ -10,16 +10,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from captioner.batch.export import Format, check_format, write_table
 from captioner.batch.items import find_items, read_list
 from captioner.batch.log import Existing, RecordLog
+from captioner.batch.remote import is_remote
 from captioner.batch.sidecars import SidecarKind, SidecarNaming, Sidecars
 from captioner.commandline import Device, Dtype, Model, complain, generation_options, takes_generation_options
-from captioner.errors import DataError
+from captioner.errors import DataError, OptionsError
+
+if TYPE_CHECKING:
+    from captioner.batch.engine import BatchCaptioner, Engine
 
 __all__ = ["batch"]
 
@@ -62,7 +66,9 @@ def batch(
         list[str] | None, typer.Option(metavar="GLOB", help="Names or paths to leave out; may be repeated.")
     ] = None,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Caption photos of equal bytes once.")] = False,
-    engine: Annotated[Literal["local"], typer.Option(help="What does the work: this machine.")] = "local",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="What does the work: this machine, or a Ray cluster.")
+    ] = "local",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Photos together in the model; by default what is fastest.")
     ] = None,
@@ -76,7 +82,6 @@ def batch(
 ) -> None:
     """Caption many photographs into one file; after a kill or a crash, the same command goes on."""
     from captioner.batch.engine import BatchCaptioner
-    from captioner.batch.local import LocalEngine
     from captioner.batch.progress import ProgressReport
     from captioner.batch.run import run_batch
     from captioner.report import check_report_path, write_report
@@ -88,17 +93,27 @@ def batch(
     records = output if kind == "jsonl" else output.with_name(f"{output.name}.jsonl")
     ours = {os.path.abspath(path) for path in (output, records, report) if path}
     names = list(_with_stdin(inputs))
+    if sidecar and any(map(is_remote, names)):
+        raise OptionsError("sidecars stand beside photographs of this machine: leave out --sidecar for a URI")
     find = partial(find_items, names, recursive=recursive, exclude=exclude or (), ignore=ours)
     with _open_log(output, records, existing, retry_errors) as log:
-        captioner = ctx.obj(model, device=device, dtype=dtype)
+        here = "cpu" if engine == "ray" else device  # the cluster's nodes have the devices
+        captioner = ctx.obj(model, device=here, dtype=dtype)
         options = generation_options(ctx, captioner)
         options = replace(options, attention=options.attention or attention or report is not None)
-        local = LocalEngine(BatchCaptioner(captioner, options), batch_size=batch_size, workers=workers)
+        work = _make_engine(
+            engine,
+            BatchCaptioner(captioner, options),
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            workers=workers,
+        )
         writer = Sidecars(sidecar, existing=existing, naming=sidecar_name) if sidecar else None
         with _Signals() as signals, ProgressReport(find, quiet=quiet) as progress:
             counts = run_batch(
                 find(),
-                local,
+                work,
                 log,
                 sidecars=writer,
                 dedupe=dedupe,
@@ -116,6 +131,23 @@ def batch(
     if not counts.done:
         raise DataError(f"no photographs in {' '.join(inputs)}; --recursive looks into folders in folders")
     raise typer.Exit(1 if counts.errors else 0)
+
+
+def _make_engine(
+    name: str,
+    captioner: BatchCaptioner,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    workers: int | None,
+) -> Engine:
+    from captioner.batch.local import LocalEngine
+    from captioner.batch.ray_engine import RayEngine
+
+    if name == "local":
+        return LocalEngine(captioner, batch_size=batch_size, workers=workers)
+    return RayEngine(captioner, device=device, dtype=dtype, batch_size=batch_size, workers=workers)
 
 
 def _format_of(output: Path) -> Format:

@@ -1,0 +1,201 @@
+"""The engine of a cluster: Ray Data, with an actor that holds the model for each GPU, or CPU, of all nodes.
+
+Each actor is a :class:`~captioner.batch.local.LocalEngine` on its part of the items, so what it makes of a
+photograph is what one machine makes of it. A part whose node dies is done again by another actor. The model
+travels from here to the actors: nodes need Captioner installed and the photographs, but no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from captioner.batch.engine import BatchCaptioner
+from captioner.batch.items import Item
+from captioner.batch.local import LocalEngine
+from captioner.batch.records import Record, encode_record
+from captioner.errors import CaptionerError, DeviceError, OptionsError
+from captioner.load import resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    import pyarrow  # type: ignore[import-untyped]
+    import ray
+
+__all__ = ["RayEngine"]
+
+WINDOW = 100_000
+"""Items taken at a time. Between two windows the actors are started anew, seconds in hours of work."""
+
+PART = {"cpu": 64, "cuda": 512}
+"""Items of an actor's task at most: a minute of work or so, which is what the death of a node costs."""
+
+PARTS_A_SLOT = 4
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What an actor runs on.
+
+    Attributes:
+        device: ``cuda`` or ``cpu``.
+        cpus: of each actor, a thread that decodes for each.
+        count: actors that the cluster has room for as it is now.
+    """
+
+    device: str
+    cpus: int
+    count: int
+
+
+class RayEngine:
+    """Records in any order, a part of the items at a time, as soon as it is done on some node.
+
+    The cluster is that of ``RAY_ADDRESS``, or the one that this machine is a node of, or else a new one of
+    this machine alone.
+
+    Args:
+        captioner: what captions; a copy of it goes to each actor.
+        device: ``auto`` (the GPUs, if the cluster has any), ``cuda`` or ``cpu``.
+        dtype: see :func:`captioner.load`.
+        batch_size: photographs that go through the model together; None finds the size that is fastest.
+        workers: CPUs of each actor, and threads that decode; None for one, and with GPUs for each one's share
+            of the cluster's CPUs.
+
+    Raises:
+        OptionsError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        captioner: BatchCaptioner,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers unless told not to
+        try:
+            import ray.data  # noqa: F401
+        except ImportError as error:
+            raise OptionsError("the engine ray needs Ray: pip install 'captioner[scale]'") from error
+        self.captioner = captioner
+        self.device, self.dtype = device, dtype
+        self.batch_size, self.workers = batch_size, workers
+
+    def run(self, items: Iterable[Item]) -> Generator[list[Record]]:
+        """See :class:`~captioner.batch.engine.Engine`; takes up to :data:`WINDOW` items ahead.
+
+        Raises:
+            DeviceError: the cluster has no such device.
+            CaptionerError: the captioner or the cluster cannot go on.
+        """
+        import ray
+
+        source = iter(items)
+        with _connected():
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            slots = _slots(resources, self.device, self.workers)
+            captioner = ray.put(self.captioner)
+            try:
+                while window := list(islice(source, WINDOW)):
+                    yield from self._caption(window, slots, captioner)
+            except ray.exceptions.RayError as error:
+                raise CaptionerError(f"the cluster cannot go on: {_reason(error)}") from error
+
+    def _caption(
+        self, items: Sequence[Item], slots: _Slots, captioner: ray.ObjectRef[BatchCaptioner]
+    ) -> Iterator[list[Record]]:
+        import ray.data
+
+        part = min(PART[slots.device], math.ceil(len(items) / (PARTS_A_SLOT * slots.count)))
+        # JSON, since Arrow has no text for a file name that is no UTF-8, nor for records of several forms
+        rows = [{"item": json.dumps(astuple(item))} for item in items]
+        done = ray.data.from_items(rows, override_num_blocks=math.ceil(len(items) / part)).map_batches(
+            _Actor,
+            fn_constructor_args=(captioner, slots, self.dtype, self.batch_size),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=slots.cpus,
+            num_gpus=1 if slots.device == "cuda" else 0,
+            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=slots.count),
+        )
+        tables: Iterable[Any] = done.iter_batches(batch_size=None, batch_format="pyarrow")
+        for table in tables:
+            yield [json.loads(record) for record in table["record"].to_pylist()]
+
+
+class _Actor:
+    """The model on one GPU or CPU somewhere."""
+
+    def __init__(
+        self,
+        captioner: ray.ObjectRef[BatchCaptioner],
+        slots: _Slots,
+        dtype: str,
+        batch_size: int | None,
+    ) -> None:
+        import ray
+
+        batch = ray.get(captioner)
+        device = resolve_device(slots.device)
+        batch.captioner.checkpoint.model.to(device, resolve_dtype(dtype, device))
+        self.engine = LocalEngine(batch, batch_size=batch_size, workers=slots.cpus)
+
+    def __call__(self, part: pyarrow.Table) -> pyarrow.Table:
+        import pyarrow
+
+        items = [Item(*json.loads(item)) for item in part["item"].to_pylist()]
+        records = [encode_record(record) for record in chain.from_iterable(self.engine.run(items))]
+        return pyarrow.table({"record": records})
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """A connection to the cluster, quiet on stderr; one that was there before stays."""
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    connected = ray.is_initialized()
+    if not connected:
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the run without its summary
+    try:
+        yield
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+def _slots(resources: dict[str, float], device: str, workers: int | None) -> _Slots:
+    """The cluster's room for actors. Raises DeviceError where it has no such device."""
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if device == "cpu" or (device == "auto" and not gpus):
+        return _Slots("cpu", workers or 1, max(1, cpus // (workers or 1)))
+    if device not in ("auto", "cuda"):
+        raise DeviceError(
+            f"the engine ray picks the GPUs itself: use --device auto, cuda or cpu, not {device}"
+        )
+    if not gpus:
+        raise DeviceError("the cluster has no GPU: use --device cpu or auto")
+    return _Slots("cuda", workers or max(1, cpus // gpus), gpus)
+
+
+def _reason(error: Any) -> str:
+    """What an actor said last, without the tracebacks of all between it and here."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[-1]
