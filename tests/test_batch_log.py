@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import largest_file
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,17 +197,6 @@ def test_digests_of_records_that_stand(path: Path):
         assert log.digests == {"1": "a.jpg", "2": "b.jpg"}
     with RecordLog(path, retry_errors=True) as log:
         assert log.digests == {"1": "a.jpg"}
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files may not become larger than this, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_whole_records_and_says_what_to_do(path: Path):

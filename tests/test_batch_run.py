@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeCaptioner
+from full_disk import largest_file
 from images import draw_noise
 
 from captioner import DataError, GenerationOptions
@@ -260,6 +262,18 @@ def test_parquet_has_all_that_the_records_have(rich: Path, tmp_path: Path):
             assert row["alternatives"][1]["caption"] == "another 1"
 
 
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, format: Any):
+    path = tmp_path / f"o.{format}"
+    write_table(path, [{"file": "a.jpg", "caption": "x"}], format)
+    before = path.read_bytes()
+    many = ({"file": f"{number}.jpg", "caption": str(number) * 99} for number in range(5000))
+    with largest_file(10_000), pytest.raises(DataError, match=r"too large\. Its records are safe"):
+        write_table(path, many, format)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_parquet_in_groups(tmp_path: Path):
     many = ({"file": f"{number}.jpg", "caption": "x"} for number in range(2500))
     write_table(tmp_path / "o.parquet", many, "parquet")
@@ -267,3 +281,21 @@ def test_parquet_in_groups(tmp_path: Path):
     assert [file.num_row_groups, file.metadata.num_rows] == [3, 2500]
     write_table(tmp_path / "o.parquet", [], "parquet")
     assert pq.read_table(tmp_path / "o.parquet").num_rows == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of now")
+def test_memory_stays_flat(tmp_path: Path):
+    photo = tmp_path / "photo.jpg"
+    draw_noise(300, 200).save(photo)
+    sizes: list[int] = []
+
+    def progress(counts: Counts) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    items = (Item(f"{number}.jpg", str(photo)) for number in range(2500))
+    with RecordLog(tmp_path / "o.jsonl") as log:
+        run_batch(items, engine(batch_size=25), log, dedupe=False, progress=progress)
+    assert len(sizes) == 100
+    assert max(sizes[30:]) - max(sizes[:30]) < 8_000_000  # 1,750 photographs of 180,000 bytes each

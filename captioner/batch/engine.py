@@ -42,19 +42,11 @@ class BatchCaptioner:
     Args:
         captioner: the model.
         options: None for the model's own defaults.
-        max_pixels: of the largest photograph; None for the library's own limit.
     """
 
-    def __init__(
-        self,
-        captioner: Captioner,
-        options: GenerationOptions | None = None,
-        *,
-        max_pixels: int | None = None,
-    ) -> None:
+    def __init__(self, captioner: Captioner, options: GenerationOptions | None = None) -> None:
         self.captioner = captioner
         self.options = options or captioner.default_options
-        self.max_pixels = max_pixels
         self.max_batch: int | None = None
         """Photographs that fit into memory together, once a larger batch did not; None before."""
         self._failures = 0  # of the model, in a row
@@ -62,8 +54,7 @@ class BatchCaptioner:
     def prepare(self, item: Item) -> Prepared:
         """Read, decode and resize one photograph: work for any thread."""
         try:
-            limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
-            return self.captioner.prepare(item.source(), name=item.key, **limit)
+            return self.captioner.prepare(item.source(), name=item.key)
         except ImageError as error:
             return error.with_traceback(None)  # it would keep the decoder's buffers alive
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 
 from captioner.batch.log import replacing
 from captioner.batch.records import Record
-from captioner.errors import OptionsError
+from captioner.errors import DataError, OptionsError
 
 __all__ = ["Format", "check_format", "write_table"]
 
@@ -42,13 +42,19 @@ def write_table(path: str | os.PathLike[str], records: Iterable[Record], format:
         format: "csv" or "parquet".
 
     Raises:
-        OSError: it cannot be written.
+        DataError: it cannot be written.
     """
-    with replacing(path) as file:
-        if format == "csv":
-            _write_csv(file, records)
-        else:
-            _write_parquet(file, records)
+    try:
+        with replacing(path) as file:
+            if format == "csv":
+                _write_csv(file, records)
+            else:
+                _write_parquet(file, records)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}. Its records are safe: make room, and the same "
+            "command writes it"
+        ) from error
 
 
 def _write_csv(file: BinaryIO, records: Iterable[Record]) -> None:
