@@ -99,16 +99,9 @@ def batch(
     with _open_log(output, records, existing, retry_errors) as log:
         here = "cpu" if engine == "ray" else device  # the cluster's nodes have the devices
         captioner = ctx.obj(model, device=here, dtype=dtype)
-        options = generation_options(ctx, captioner)
-        options = replace(options, attention=options.attention or attention or report is not None)
-        work = _make_engine(
-            engine,
-            BatchCaptioner(captioner, options),
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            workers=workers,
-        )
+        options = replace(generation_options(ctx, captioner), attention=attention or report is not None)
+        worker, sizes = BatchCaptioner(captioner, options), {"batch_size": batch_size, "workers": workers}
+        work = _make_engine(engine, worker, device=device, dtype=dtype, **sizes)
         writer = Sidecars(sidecar, existing=existing, naming=sidecar_name) if sidecar else None
         with _Signals() as signals, ProgressReport(find, quiet=quiet) as progress:
             counts = run_batch(
@@ -127,10 +120,9 @@ def batch(
     progress.summary(counts)
     if signals.received:
         complain("stopped; the same command goes on")
-        raise typer.Exit(128 + signals.received)
-    if not counts.done:
+    elif not counts.done:
         raise DataError(f"no photographs in {' '.join(inputs)}; --recursive looks into folders in folders")
-    raise typer.Exit(1 if counts.errors else 0)
+    raise typer.Exit(128 + signals.received if signals.received else int(bool(counts.errors)))
 
 
 def _make_engine(
