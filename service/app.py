@@ -29,12 +29,15 @@ DESCRIPTION = """Captions for photographs, and where the model looked for each w
 Errors are problem documents (RFC 9457); their `type` names the kind, their `detail` says what to do."""
 
 
-def create_app(settings: Settings | None = None, captioner: Captioner | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, captioner: Captioner | None = None, *, warm_first: bool = False
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         settings: None for those of the environment.
         captioner: a loaded model; None loads the one that the settings name when the application starts.
+        warm_first: start only once the model is warm, for where others serve meanwhile.
 
     The application starts and ends with its lifespan; at the end, all that was accepted is captioned.
     """
@@ -56,6 +59,8 @@ def create_app(settings: Settings | None = None, captioner: Captioner | None = N
             metrics=metrics,
         )
         engine.start()
+        if warm_first:
+            await engine.wait_until_warm()
         app.state.service = Service(settings, engine, Fetcher(settings.url_hosts))
         try:
             yield

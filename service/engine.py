@@ -100,6 +100,13 @@ class Engine:
         """Begin to warm up; :meth:`check_ready` tells when that is done."""
         self._worker.start()
 
+    async def wait_until_warm(self) -> None:
+        """Raises NotReadyError if the model fails to warm up."""
+        while not self._worker.warm.is_set():
+            if not self.alive:
+                self.check_ready()
+            await asyncio.sleep(0.02)
+
     async def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the threads."""
         self._closing = True

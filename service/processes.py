@@ -55,7 +55,7 @@ def create_process_app() -> FastAPI:
     configure_logging(settings.log_level)
     device = claim(settings.devices, Path(os.environ[FOLDER_VARIABLE]))
     logger.info("process %d serves with %s", os.getpid(), device)
-    return create_app(settings.model_copy(update={"device": device}))
+    return create_app(settings.model_copy(update={"device": device}), warm_first=True)
 
 
 def claim(devices: Sequence[str], folder: Path) -> str:
