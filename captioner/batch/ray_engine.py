@@ -1,8 +1,12 @@
 """The engine of a cluster: Ray Data, with an actor that holds the model for each GPU, or CPU, of all nodes.
 
 Each actor is a :class:`~captioner.batch.local.LocalEngine` on its part of the items, so what it makes of a
-photograph is what one machine makes of it. A part whose node dies is done again by another actor. The model
-travels from here to the actors: nodes need Captioner installed and the photographs, but no weights.
+photograph is what one machine makes of it. The model travels from here to the actors: nodes need Captioner
+installed and the photographs, but no weights.
+
+An actor that dies, with its node or alone, is not started again by Ray, whose restarts would wait for the
+resources of the lost node while the tasks wait for the actor. What it had to do is done in a further round,
+on what the cluster has by then.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ PART = {"cpu": 64, "cuda": 512}
 """Items of an actor's task at most: a minute of work or so, which is what the death of a node costs."""
 
 PARTS_A_SLOT = 4
+
+ROUNDS = 3
+"""Rounds in a row that may bring nothing before a run ends."""
 
 
 @dataclass(frozen=True)
@@ -97,24 +104,43 @@ class RayEngine:
 
         Raises:
             DeviceError: the cluster has no such device.
-            CaptionerError: the captioner or the cluster cannot go on.
+            CaptionerError: an actor's captioner cannot go on, or the cluster loses the same photographs again
+                and again.
         """
         import ray
 
         source = iter(items)
         with _connected():
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            slots = _slots(resources, self.device, self.workers)
             captioner = ray.put(self.captioner)
-            try:
-                while window := list(islice(source, WINDOW)):
-                    yield from self._caption(window, slots, captioner)
-            except ray.exceptions.RayError as error:
-                raise CaptionerError(f"the cluster cannot go on: {_reason(error)}") from error
+            while window := list(islice(source, WINDOW)):
+                yield from self._caption(window, captioner)
 
     def _caption(
+        self, items: Sequence[Item], captioner: ray.ObjectRef[BatchCaptioner]
+    ) -> Iterator[list[Record]]:
+        """The records of all items, in as many rounds as it takes."""
+        import ray
+
+        left = {item.key: item for item in items}
+        failures, reason = 0, "the logs of its nodes say why"
+        while left:
+            before = len(left)
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            slots = _slots(resources, self.device, self.workers)
+            try:
+                for records in self._round(list(left.values()), slots, captioner):
+                    yield [record for record in records if left.pop(record["file"], None)]
+            except ray.exceptions.RayError as error:
+                reason = _reason(error)
+            failures = failures + 1 if len(left) == before else 0
+            if failures == ROUNDS:
+                lost = f"{len(left)} photographs, {next(iter(left))} among them"
+                raise CaptionerError(f"the cluster lost {lost}, {ROUNDS} times in a row: {reason}")
+
+    def _round(
         self, items: Sequence[Item], slots: _Slots, captioner: ray.ObjectRef[BatchCaptioner]
     ) -> Iterator[list[Record]]:
+        """The records of all items but those whose actor died, a part of them at a time."""
         import ray.data
 
         part = min(PART[slots.device], math.ceil(len(items) / (PARTS_A_SLOT * slots.count)))
@@ -127,11 +153,17 @@ class RayEngine:
             batch_format="pyarrow",
             num_cpus=slots.cpus,
             num_gpus=1 if slots.device == "cuda" else 0,
-            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=slots.count),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, initial_size=slots.count, max_tasks_in_flight_per_actor=2
+            ),
+            max_restarts=0,
         )
         tables: Iterable[Any] = done.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:
-            yield [json.loads(record) for record in table["record"].to_pylist()]
+            records = [json.loads(record) for record in table["record"].to_pylist()]
+            if "failure" in records[0]:
+                raise CaptionerError(records[0]["failure"])
+            yield records
 
 
 class _Actor:
@@ -155,7 +187,10 @@ class _Actor:
         import pyarrow
 
         items = [Item(*json.loads(item)) for item in part["item"].to_pylist()]
-        records = [encode_record(record) for record in chain.from_iterable(self.engine.run(items))]
+        try:
+            records = [encode_record(record) for record in chain.from_iterable(self.engine.run(items))]
+        except CaptionerError as error:  # raised, it would look like an actor that died
+            records = [encode_record({"failure": str(error)})]
         return pyarrow.table({"record": records})
 
 
@@ -167,7 +202,8 @@ def _connected() -> Iterator[None]:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.max_errored_blocks = -1  # the parts of actors that died; the next round has them
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     connected = ray.is_initialized()
     if not connected:
         on_terminate = signal.getsignal(signal.SIGTERM)

@@ -17,6 +17,8 @@ from captioner import OptionsError
 from captioner.checkpoint import save_checkpoint
 from service.settings import Settings
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+
 CONFIG = Path(__file__).parents[2] / "deploy" / "ray-serve.yaml"
 
 
