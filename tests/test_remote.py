@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
+from fakes import FakeCaptioner
 from images import draw_scene, encode
 from tiny import tiny_captioner
 
 from captioner.batch.engine import BatchCaptioner
 from captioner.batch.items import Item, find_items
 from captioner.batch.remote import is_remote, list_files, read_file
+from captioner.cli import main
 from captioner.errors import ImageError, OptionsError
 
 PHOTO = encode(draw_scene(), "JPEG")
@@ -101,3 +104,20 @@ def test_an_unknown_scheme_is_a_wrong_input():
 )
 def test_what_is_remote(path: str, remote: bool):
     assert is_remote(path) == remote
+
+
+def test_the_command_takes_uris(bucket: Path, tmp_path_factory: pytest.TempPathFactory):
+    output = tmp_path_factory.mktemp("out") / "captions.jsonl"
+    argv = ["batch", f"file://{bucket}", "--recursive", "--dedupe", "--output", str(output)]
+    assert main(argv, load=lambda name, /, *, device, dtype: FakeCaptioner()) == 0
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [record["file"] for record in found] == keys(f"file://{bucket}", recursive=True)
+    assert {record["caption"] for record in found} == {"a photo 96 wide and 64 high"}
+    assert [record.get("duplicate_of") for record in found] == [None, *[found[0]["file"]] * 3]
+
+
+def test_sidecars_of_a_store_are_refused(bucket: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["batch", f"file://{bucket}", "--sidecar", "txt", "--output", str(bucket / "captions.jsonl")]
+    assert main(argv, load=lambda name, /, *, device, dtype: FakeCaptioner()) == 2
+    assert "leave out --sidecar" in capsys.readouterr().err
+    assert not (bucket / "captions.jsonl").exists()
