@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,12 +37,16 @@ def train(
     backbone: Annotated[
         str, typer.Option(help="A model's name or directory, or the file of scripts/imagenet_weights.py.")
     ] = "default",
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Go on from a whole model, its vocabulary included."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     description: Annotated[str, typer.Option(help="What `captioner models` says of it.")] = "",
     width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
     layers: Annotated[int, _setting("Blocks of the decoder.")] = 3,
     dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
-    epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 8,
+    epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
     frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,
     scst_epochs: Annotated[int, _setting("Passes of self-critical training after it.")] = 7,
     learning_rate: Annotated[float, _setting("Its peak in cross-entropy training.")] = 6e-4,
@@ -62,6 +67,9 @@ def train(
         )
     if (extra_images is None) != (extra_train is None):
         raise OptionsError("--extra-images and --extra-train go together")
+    import torch
+
+    from captioner.checkpoint import load_checkpoint
     from captioner.coco import CocoCaptions
     from captioner.load import list_models, resolve_device
     from captioner.training.curve import plot_curve
@@ -76,14 +84,20 @@ def train(
         sets.append(PhotoSet(name="extra", images=extra_images, coco=CocoCaptions.from_file(extra_train)))
     validation = PhotoSet(name="validation", images=val_images or images, coco=CocoCaptions.from_file(val))
     _check_sizes(sets, [photos, extra_photos])
-    checkpoint = initial_checkpoint(
-        [text for photo_set in sets for _, texts in photo_set.coco.pairs() for text in texts],
-        {model.name: model.path for model in list_models()}.get(backbone, Path(backbone)),
-        description=description,
-        width=width,
-        layers=layers,
-        dropout=dropout,
-    )
+    named = {model.name: model.path for model in list_models()}
+    if start is None:
+        checkpoint = initial_checkpoint(
+            [text for photo_set in sets for _, texts in photo_set.coco.pairs() for text in texts],
+            named.get(backbone, Path(backbone)),
+            description=description,
+            width=width,
+            layers=layers,
+            dropout=dropout,
+        )
+    else:
+        directory = named.get(start, Path(start))
+        whole = load_checkpoint(directory, device=torch.device("cpu"), dtype=torch.float32)
+        checkpoint = replace(whole, description=description)
     checkpoint.model.to(resolve_device(device))
     options = TrainingOptions(
         epochs=epochs,

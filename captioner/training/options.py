@@ -41,7 +41,7 @@ class TrainingOptions:
         seed: of everything random.
     """
 
-    epochs: int = 8
+    epochs: int = 7
     frozen_epochs: int = 3
     scst_epochs: int = 7
     learning_rate: float = 6e-4
