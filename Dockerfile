@@ -15,11 +15,12 @@ ARG TORCH_VERSION=2.14.1
 WORKDIR /build
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/captioner
 COPY pyproject.toml constraints.txt ./
-# timm and torchvision stay away: only checkpoints with a backbone of timm want them, and no command makes such
+# torch brings what its build needs. timm and torchvision stay away: only checkpoints with a backbone of timm want
+# them, and no command makes such
 RUN python3 -c "import re, tomllib; \
         needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
         print(*(line for line in needed if not re.match('timm|torch', line)), sep='\n')" > requirements.txt \
-    && grep --invert-match '^torch' constraints.txt > pins.txt
+    && grep --invert-match --extended-regexp '^(cuda|nvidia|torch|triton)' constraints.txt > pins.txt
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip/bin/pip --python /opt/captioner/bin/python --no-cache-dir install --only-binary :all: \
         ${TORCH:+--extra-index-url "https://download.pytorch.org/whl/${TORCH}"} \

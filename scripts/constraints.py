@@ -19,7 +19,8 @@ HEADER = "# What the tests passed with, by scripts/constraints.py: pip install -
 
 def installed_closure(requirements: list[str]) -> dict[str, str]:
     """Name and version of all that requirements need, so far as it is installed."""
-    waiting, seen, versions = [(line, "") for line in requirements], set[tuple[str, str]](), {}
+    waiting, seen = [(line, "") for line in requirements], set[tuple[str, str]]()
+    versions: dict[str, str] = {}
     while waiting:
         line, extra = waiting.pop()
         requirement = Requirement(line)
