@@ -7,6 +7,7 @@ From the outside in: :class:`Observe`, :class:`SecureHeaders`, Starlette's CORS,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import uuid
@@ -34,6 +35,9 @@ PAGE_POLICY = (
 
 OPEN_PATHS = {"/", "/docs", "/openapi.json", "/healthz", "/readyz"}
 """What a GET needs no key for, besides what is below ``/static/`` and ``/docs/``."""
+
+DRAIN = 4
+"""Times the largest body that is read and thrown away of one that is too large."""
 
 CLIENT_GONE = 499
 """The status in logs and metrics of a request that nobody waits for any more; nginx's number for it."""
@@ -175,9 +179,11 @@ class LimitBody:
             problem = Problem(415, "body-encoding", "Not a body that is read", "send the body uncompressed")
             return await problem_response(problem)(scope, receive, send)
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self.max_bytes:
-            return await problem_response(self._too_large())(scope, receive, send)
         deadline, taken, ended = asyncio.get_running_loop().time() + self.seconds, 0, False
+        if length.isdecimal() and int(length) > self.max_bytes:
+            if "expect" not in headers and int(length) <= DRAIN * self.max_bytes:
+                await self._drain(receive, deadline)
+            return await problem_response(self._too_large())(scope, receive, send)
 
         async def limited() -> Message:
             nonlocal taken, ended
@@ -192,16 +198,32 @@ class LimitBody:
             taken += size
             self._hold(size)
             ended = not message.get("more_body", False)
-            if taken > self.max_bytes:
-                raise self._too_large()
-            if self._pending > self.max_pending_bytes:
-                raise self._too_many()
+            if refusal := self._refusal(taken):
+                if not ended:
+                    await self._drain(receive, deadline)
+                raise refusal
             return message
 
         try:
             await self.app(scope, limited, send)
         finally:
             self._hold(-taken)
+
+    def _refusal(self, taken: int) -> Problem | None:
+        if taken > self.max_bytes:
+            return self._too_large()
+        return self._too_many() if self._pending > self.max_pending_bytes else None
+
+    async def _drain(self, receive: Receive, deadline: float) -> None:
+        """Let a client finish sending, for else it would meet a closed connection, not the answer."""
+        left = DRAIN * self.max_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _hold(self, size: int) -> None:
         self._pending += size

@@ -225,7 +225,7 @@ def test_a_stream_that_cannot_begin_has_a_status(client: httpx.Client, photo: by
 
 def test_a_full_queue_says_when_to_come_back(serve, photo: bytes):
     captioner = Held()
-    with serve(captioner, queue_size=1, request_timeout_s=2) as client:
+    with serve(captioner, queue_size=1) as client:
         answers = []
         with httpx.stream("POST", f"{client.base_url}/v1/captions/stream", files={"image": photo}) as busy:
             assert busy.status_code == 200
@@ -239,7 +239,7 @@ def test_a_full_queue_says_when_to_come_back(serve, photo: bytes):
 
 def test_too_slow_is_503(serve, photo: bytes):
     captioner = Held()
-    with serve(captioner, request_timeout_s=0.3) as client:
+    with serve(captioner, request_timeout_s=1.5) as client:
         answer = client.post("/v1/captions", files={"image": ("a", photo)})
         captioner.go.set()
         check_problem(answer, 503)

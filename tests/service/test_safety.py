@@ -85,9 +85,15 @@ def test_no_path_leads_elsewhere(client: httpx.Client, path: str):
 
 def test_the_body_is_refused_by_its_announced_size(serve, photo: bytes):
     with serve(max_upload_mb=0.01) as client:
-        head = "POST /v1/captions HTTP/1.1\nHost: a\nContent-Type: application/json\nContent-Length: 10001"
-        with raw(client, head) as connection:
-            assert b" 413 " in answer(connection).split(b"\r\n")[0]
+        head = "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: "
+        for rest in ("10001\nExpect: 100-continue", "99999999999"):  # at once, before any of it arrives
+            with raw(client, head + rest) as connection:
+                assert b" 413 " in answer(connection).split(b"\r\n")[0]
+        for size in (10_001, 39_000):  # in the end, for a client that looks at nothing before
+            with raw(client, f"{head}{size}", b"x" * (size // 2)) as connection:
+                time.sleep(0.1)
+                connection.sendall(b"x" * (size - size // 2))
+                assert b" 413 " in answer(connection).split(b"\r\n")[0]
         check_problem(client.post("/v1/captions", files={"image": ("a", b"x" * 20_000)}), 413)
         assert is_well(client, photo)
 
@@ -122,7 +128,7 @@ def test_the_bodies_of_all_requests_have_a_limit_together(serve, photo: bytes):
         wait_for(client, "captioner_pending_bytes 0.0")
 
 
-def test_a_slow_body_is_given_up(serve, photo: bytes):
+def test_a_slow_body_is_given_up(serve):
     with serve(request_timeout_s=0.4) as client:
         head = "POST /v1/captions HTTP/1.1\nHost: a\nContent-Type: application/json\nContent-Length: 1000"
         with raw(client, head, b"{") as connection:
@@ -132,6 +138,18 @@ def test_a_slow_body_is_given_up(serve, photo: bytes):
                 connection.sendall(b" ")
                 time.sleep(0.2)
             assert b" 408 " in answer(connection).split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    "head", ["", "GET /healthz HTTP/1.1\r\nHo", "POST /v1/captions HTTP/1.1\r\nA: b\r\n"]
+)
+def test_a_slow_head_is_given_up(serve, head: str):
+    with serve(request_timeout_s=0.4) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(head.encode())
+            assert answer(connection) == b""
+        assert client.get("/healthz").status_code == 200
 
 
 def test_a_body_that_ends_early_is_no_error_of_the_server(serve, photo: bytes):
