@@ -26,7 +26,7 @@ from captioner.training.train import train
 
 COLOURS = {"red": "a red ball on the beach", "green": "a brown dog runs through the green grass"}
 OPTIONS = TrainingOptions(
-    epochs=8,
+    epochs=10,
     frozen_epochs=2,
     scst_epochs=2,
     views=2,
