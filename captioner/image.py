@@ -259,7 +259,8 @@ class ImageProcessor:
         import torch
 
         square = pixels.resize((self.size, self.size), _RESAMPLE[self.resample])
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        # by numpy: torch would start a team of OpenMP threads for each thread that decodes
+        return torch.from_numpy(np.array(np.asarray(square).transpose(2, 0, 1), order="C"))
 
     def normalize(self, pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``(pixel_values / 255 - mean) / std`` on the tensor's own device.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,7 @@ from captioner.batch.items import Item, find_items
 from captioner.batch.local import BatchSize, LocalEngine
 from captioner.batch.prefetch import prefetch
 from captioner.caption import Caption
-from captioner.image import Photo
+from captioner.image import ImageProcessor, Photo
 
 
 class Limited(FakeCaptioner):
@@ -148,6 +150,22 @@ def test_items_are_taken_a_bounded_number_ahead(photos: list[Item]):
     assert len(taken) <= 3 * 4 + 2 * 4 + 1
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists a process's threads")
+def test_threads_that_decode_start_no_others():
+    """Torch starts a team of threads for each thread that calls it with so many numbers."""
+    torch.set_num_threads(2)
+    processor = ImageProcessor(size=288, mean=(0.5,) * 3, std=(0.5,) * 3)
+    square = draw_noise(288, 288)
+
+    def work(_: int) -> int:
+        before = len(os.listdir("/proc/self/task"))
+        pixel_values = processor(square)
+        assert pixel_values.is_contiguous()
+        return len(os.listdir("/proc/self/task")) - before
+
+    assert [more for _, more in prefetch(work, range(3), workers=1, ahead=1)] == [0, 0, 0]
 
 
 def test_prefetch_works_ahead_in_order():

@@ -16,8 +16,7 @@ from captioner.batch.records import Record
 __all__ = ["BatchSize", "LocalEngine"]
 
 FIRST_BATCH = 8
-LARGEST_BATCH = {"cpu": 32}
-LARGEST_ON_GPU = 256
+LARGEST_ON_CPU, LARGEST_ON_GPU = 32, 256
 WORTH_DOUBLING = 1.05
 
 
@@ -34,7 +33,7 @@ class LocalEngine:
         self, captioner: BatchCaptioner, *, batch_size: int | None = None, workers: int | None = None
     ) -> None:
         self.captioner = captioner
-        largest = LARGEST_BATCH.get(captioner.captioner.device.type, LARGEST_ON_GPU)
+        largest = LARGEST_ON_CPU if captioner.captioner.device.type == "cpu" else LARGEST_ON_GPU
         self.batch_size = BatchSize(largest) if batch_size is None else BatchSize(batch_size, batch_size)
         self.workers = workers or os.cpu_count() or 1
 

@@ -63,7 +63,7 @@ class Counts:
     @property
     def images_per_second(self) -> float:
         """Of this run, those that failed included."""
-        return (self.captioned + self.failed) / self.seconds
+        return (self.captioned + self.failed) / max(self.seconds, 1e-9)
 
     def note_error(self, record: Record) -> None:
         """Count a record's error."""
