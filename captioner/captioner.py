@@ -108,6 +108,10 @@ class Captioner:
         """How many weights the model has."""
         return sum(parameter.numel() for parameter in self._network.parameters())
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the model to a device and a number type; nothing may be using it."""
+        self._network.to(device, dtype)
+
     def prepare(
         self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None
     ) -> PreparedImage:

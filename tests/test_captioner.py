@@ -316,3 +316,10 @@ def test_a_checkpoint_with_impossible_defaults_is_refused():
     broken = Checkpoint(**{**vars(checkpoint), "generation": {"num_beams": 999}})
     with pytest.raises(captioner.CheckpointError, match="num_beams"):
         Captioner(broken, name="broken")
+
+
+def test_a_model_is_moved_and_converted():
+    model = tiny_captioner()
+    model.to(torch.device("cpu"), torch.bfloat16)
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.bfloat16)
+    assert model.caption([draw_noise(64, 48)])[0].caption

@@ -180,7 +180,7 @@ class _Actor:
 
         batch = ray.get(captioner)
         device = resolve_device(slots.device)
-        batch.captioner.checkpoint.model.to(device, resolve_dtype(dtype, device))
+        batch.captioner.to(device, resolve_dtype(dtype, device))
         self.engine = LocalEngine(batch, batch_size=batch_size, workers=slots.cpus)
 
     def __call__(self, part: pyarrow.Table) -> pyarrow.Table:
