@@ -296,15 +296,35 @@ def counts(**values: Any) -> Counts:
     return Counts(clock=lambda: next(times, 10.0), **values)
 
 
+def thousand() -> list[Item]:
+    return [Item("a", "a")] * 1012
+
+
 def test_a_bar_on_a_terminal():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
-    with ProgressReport(lambda: [Item("a", "a")] * 1012, console=console) as progress:
+    with ProgressReport(thousand, console=console) as progress:
         while progress.total is None:
             time.sleep(0.001)
         progress.update(counts(captioned=380, failed=20, already=100))
     for text in ("500/1012", "20 failed", "40.0 images/s", "0:13 left"):
         assert text in screen.getvalue()
+
+
+def test_lines_of_json_elsewhere(capsys: pytest.CaptureFixture[str]):
+    for quiet, every in ((False, 0), (False, 1000), (True, 0)):
+        console = Console(file=io.StringIO())
+        with ProgressReport(thousand, quiet=quiet, console=console, every=every) as progress:
+            while progress.total is None and not quiet:
+                time.sleep(0.001)
+            progress.update(counts(captioned=380, failed=20, already=100))
+    assert json.loads(capsys.readouterr().err) == {
+        "done": 500,
+        "total": 1012,
+        "failed": 20,
+        "images_per_second": 40.0,
+        "seconds_left": 13,
+    }
 
 
 def test_a_summary_by_kind_on_a_terminal(capsys: pytest.CaptureFixture[str]):

@@ -19,8 +19,6 @@ from captioner.commandline import complain
 
 __all__ = ["ProgressReport"]
 
-JSON_SECONDS = 10.0
-
 
 class ProgressReport:
     """Tells how far a run is.
@@ -28,14 +26,20 @@ class ProgressReport:
     Args:
         items: finds all photographs anew; they are counted in a thread, while the run goes on.
         quiet: say nothing but what went wrong.
-        console: where to write; None for stderr.
+        console: where a bar is drawn, if it is a terminal; None for stderr.
+        every: seconds between two lines of JSON.
     """
 
     def __init__(
-        self, items: Callable[[], Iterable[Item]], *, quiet: bool = False, console: Console | None = None
+        self,
+        items: Callable[[], Iterable[Item]],
+        *,
+        quiet: bool = False,
+        console: Console | None = None,
+        every: float = 10.0,
     ) -> None:
         self.console = console or Console(stderr=True)
-        self.quiet = quiet
+        self.quiet, self.every = quiet, every
         self.total: int | None = None
         self._items = items
         self._said = monotonic()
@@ -70,7 +74,7 @@ class ProgressReport:
             more += [f"{counts.images_per_second:.1f} images/s"]
             more += [f"{_clock(left)} left"] if left is not None else []
             self._bar.update(self._task, completed=counts.done, total=self.total, more=", ".join(more))
-        elif not self.quiet and monotonic() - self._said > JSON_SECONDS:
+        elif not self.quiet and monotonic() - self._said >= self.every:
             self._said = monotonic()
             self._print(
                 {
