@@ -19,7 +19,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from captioner.batch.engine import BatchCaptioner
 from captioner.batch.items import Item
 from captioner.batch.local import LocalEngine
 from captioner.batch.records import Record, encode_record
+from captioner.batch.remote import is_remote
 from captioner.errors import CaptionerError, DeviceError, OptionsError
 from captioner.load import resolve_device, resolve_dtype
 
@@ -145,7 +146,7 @@ class RayEngine:
 
         part = min(PART[slots.device], math.ceil(len(items) / (PARTS_A_SLOT * slots.count)))
         # JSON, since Arrow has no text for a file name that is no UTF-8, nor for records of several forms
-        rows = [{"item": json.dumps(astuple(item))} for item in items]
+        rows = [{"item": json.dumps(astuple(_from_anywhere(item)))} for item in items]
         done = ray.data.from_items(rows, override_num_blocks=math.ceil(len(items) / part)).map_batches(
             _Actor,
             fn_constructor_args=(captioner, slots, self.dtype, self.batch_size),
@@ -229,6 +230,11 @@ def _slots(resources: dict[str, float], device: str, workers: int | None) -> _Sl
     if not gpus:
         raise DeviceError("the cluster has no GPU: use --device cpu or auto")
     return _Slots("cuda", workers or max(1, cpus // gpus), gpus)
+
+
+def _from_anywhere(item: Item) -> Item:
+    """The same photograph for a process in another folder."""
+    return item if is_remote(item.path) else replace(item, path=os.path.abspath(item.path))
 
 
 def _reason(error: Any) -> str:
