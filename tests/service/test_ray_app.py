@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from tiny import tiny_captioner, tiny_checkpoint
+from tiny import tiny_checkpoint
 
-from captioner import OptionsError
+from captioner import OptionsError, load
 from captioner.checkpoint import save_checkpoint
 from service.settings import Settings
 
@@ -49,7 +49,14 @@ def test_the_configuration_is_one_of_ray_serve_and_of_ours():
 
 
 @pytest.fixture
-def deployed(tmp_path: Path) -> Iterator[httpx.Client]:
+def model(tmp_path: Path) -> Path:
+    """A tiny model's directory."""
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def deployed(model: Path) -> Iterator[httpx.Client]:
     """A client of a tiny model on one replica of a Ray of this machine."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -57,13 +64,12 @@ def deployed(tmp_path: Path) -> Iterator[httpx.Client]:
 
     from service.ray_app import build
 
-    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     ray.init(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build({"model": str(tmp_path / "tiny"), "device": "cpu", "allow_anonymous": True}))
+        serve.run(build({"model": str(model), "device": "cpu", "allow_anonymous": True}))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             yield client
         serve.shutdown()
@@ -72,11 +78,11 @@ def deployed(tmp_path: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.slow
-def test_a_replica_has_the_routes_and_answers_of_a_server(deployed: httpx.Client, photo: bytes):
+def test_a_replica_has_the_routes_and_answers_of_a_server(deployed: httpx.Client, model: Path, photo: bytes):
     assert deployed.get("/readyz").status_code == 200  # from the first request on
     answer = deployed.post("/v1/captions", files={"image": ("ball.jpg", photo)}, data={"attention": "true"})
     assert answer.status_code == 200
-    (expected,) = tiny_captioner().caption([photo])
+    (expected,) = load(model, device="cpu").caption([photo])
     (caption,) = answer.json()["captions"]
     assert (caption["caption"], caption["file"]) == (expected.caption, "ball.jpg")
     assert sum(map(sum, caption["words"][0]["attention"])) == pytest.approx(1, abs=1e-2)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -48,7 +49,7 @@ class Served:
 
     process: subprocess.Popen[str]
     url: str = ""
-    log: list[dict[str, str]] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
 
     def read_log(self) -> None:
         assert self.process.stderr is not None
@@ -61,7 +62,7 @@ class Served:
         for _ in range(3000):
             assert self.process.poll() is None, self.log
             with contextlib.suppress(httpx.HTTPError, httpx.UnsupportedProtocol):
-                if httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", trust_env=False, verify=False).status_code == 200:
                     return
             time.sleep(0.02)
         raise AssertionError("never ready")
@@ -91,13 +92,14 @@ def test_sigterm_under_load_loses_nothing(model: Path, photo: bytes):
 
         def client() -> None:
             """One request after the other, each on a connection of its own, until the port is closed."""
+            session = httpx.Client(headers={"Connection": "close"}, timeout=60, trust_env=False, verify=False)
             while True:
                 try:
-                    answer = httpx.post(f"{server.url}/v1/captions", files={"image": photo}, timeout=60)
+                    answer = session.post(f"{server.url}/v1/captions", files={"image": photo})
                 except httpx.ConnectError:
                     return
                 except httpx.HTTPError as error:
-                    answers.append(repr(error))
+                    answers.append(type(error).__name__)
                 else:
                     answers.append(answer.status_code)
 
@@ -110,7 +112,11 @@ def test_sigterm_under_load_loses_nothing(model: Path, photo: bytes):
         for thread in threads:
             thread.join(60)
         assert server.process.wait(60) in (0, -signal.SIGTERM)
-    assert set(answers) == {200}
+    statuses = [record["status"] for record in server.log if record.get("path") == "/v1/captions"]
+    assert set(statuses) == {200}
+    assert answers.count(200) == len(statuses)
+    # The kernel resets a connection that it has taken but the closing server has not: no request was accepted
+    assert {answer for answer in answers if answer != 200} <= {"ReadError", "RemoteProtocolError"}
     assert [record for record in server.log if record["level"] not in ("INFO", "DEBUG")] == []
 
 
