@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -157,7 +158,7 @@ class RayEngine:
             compute=ray.data.ActorPoolStrategy(
                 min_size=1, initial_size=slots.count, max_tasks_in_flight_per_actor=2
             ),
-            max_restarts=0,
+            max_restarts=0,  # pyproject.toml keeps to the releases of Ray that take it
         )
         tables: Iterable[Any] = done.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:
@@ -205,6 +206,7 @@ def _connected() -> Iterator[None]:
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # the parts of actors that died; the next round has them
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
     connected = ray.is_initialized()
     if not connected:
         on_terminate = signal.getsignal(signal.SIGTERM)
