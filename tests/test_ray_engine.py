@@ -117,6 +117,11 @@ def test_what_an_actor_cannot_go_on_with_ends_the_run(cluster: Any, folder: Path
     cluster.remove_node(node)
 
 
+def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where nobody listens
+    assert list(RayEngine(BatchCaptioner(tiny_captioner())).run([])) == []
+
+
 @pytest.mark.parametrize(
     ("resources", "device", "workers", "slots"),
     [

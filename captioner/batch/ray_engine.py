@@ -112,10 +112,14 @@ class RayEngine:
         import ray
 
         source = iter(items)
+        window = list(islice(source, WINDOW))
+        if not window:
+            return  # no cluster is needed for a run that was complete
         with _connected():
             captioner = ray.put(self.captioner)
-            while window := list(islice(source, WINDOW)):
+            while window:
                 yield from self._caption(window, captioner)
+                window = list(islice(source, WINDOW))
 
     def _caption(
         self, items: Sequence[Item], captioner: ray.ObjectRef[BatchCaptioner]
