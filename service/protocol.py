@@ -7,40 +7,43 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["limit_heads"]
+__all__ = ["HeadLimitedProtocol"]
+
+HEAD_SECONDS = 10.0
 
 
-def limit_heads(limit: float) -> type[HttpToolsProtocol]:
-    """A protocol that closes a connection whose next head has not arrived within so many seconds.
+class HeadLimitedProtocol(HttpToolsProtocol):
+    """Closes a connection whose next head has not arrived within HEAD_SECONDS.
 
     Between two requests, uvicorn's shorter keep-alive timeout holds.
     """
 
-    class Protocol(HttpToolsProtocol):
-        timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self.await_head()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The head of the first request is awaited."""
+        super().connection_made(transport)
+        self._await_head()
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self.await_head()
+    def on_message_begin(self) -> None:
+        """The head of a request has begun."""
+        super().on_message_begin()
+        self._await_head()
 
-        def on_headers_complete(self) -> None:
-            self.stop_timer()
-            super().on_headers_complete()
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._stop_timer()
+        super().on_headers_complete()
 
-        def connection_lost(self, *args: Any) -> None:
-            self.stop_timer()
-            super().connection_lost(*args)
+    def connection_lost(self, *args: Any) -> None:
+        """Nothing is awaited any more."""
+        self._stop_timer()
+        super().connection_lost(*args)
 
-        def await_head(self) -> None:
-            self.stop_timer()
-            self.timer = self.loop.call_later(limit, self.transport.close)
+    def _await_head(self) -> None:
+        self._stop_timer()
+        self.timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
-        def stop_timer(self) -> None:
-            if self.timer:
-                self.timer.cancel()
-
-    return Protocol
+    def _stop_timer(self) -> None:
+        if self.timer:
+            self.timer.cancel()

@@ -14,15 +14,12 @@ from pydantic import ValidationError
 from captioner import Captioner, OptionsError
 from service.app import create_app
 from service.logs import configure_logging
-from service.protocol import limit_heads
+from service.protocol import HeadLimitedProtocol
 from service.settings import Settings
 
 __all__ = ["run", "uvicorn_config"]
 
 logger = logging.getLogger(__name__)
-
-HEAD_SECONDS = 10.0
-"""For a request's head to arrive, at most."""
 
 
 class Loader(Protocol):
@@ -71,7 +68,7 @@ def uvicorn_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Conf
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http=limit_heads(min(HEAD_SECONDS, settings.request_timeout_s)),
+        http=HeadLimitedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
