@@ -50,10 +50,7 @@ SMALL = [
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_a_model_and_its_curve(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("COLUMNS", "300")  # a line that is cut at a terminal's width is two
+def test_a_run_ends_with_a_model_and_its_curve(data: Path, capsys: pytest.CaptureFixture[str]):
     assert main(command(data, *SMALL, "--description", "a small one")) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{data / 'out'}\t{data / 'out' / 'curve.png'}\n"
@@ -68,6 +65,9 @@ def test_a_run_ends_with_a_model_and_its_curve(
     before = (data / "out" / "metrics.jsonl").read_text()
     assert main(command(data, *SMALL)) == 0, "again: there is nothing left to do"
     assert (data / "out" / "metrics.jsonl").read_text() == before
+    capsys.readouterr()
+    assert main(command(data, *SMALL, "--width", "128")) == 1
+    assert "is the state of another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,12 @@ from tiny import tiny_checkpoint
 
 from captioner.cli import main
 from captioner.coco import CocoCaptions
+from captioner.generation import DecodeRules
 from captioner.load import load
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
+from captioner.training.scst import SelfCritic
 from captioner.training.train import train
 
 COLOURS = {"red": "a red ball on the beach", "green": "a brown dog runs through the green grass"}
@@ -177,3 +179,19 @@ def test_it_goes_on_from_a_whole_model(finished: Path, tmp_path: Path) -> None:
     before = max(epoch["cider"] for epoch in epochs(finished))
     assert record["cider"] == pytest.approx(before, rel=0.02)  # so small a step unlearns nothing
     assert (output / "tokenizer.json").read_bytes() == (finished / "out" / "tokenizer.json").read_bytes()
+
+
+def test_captions_that_break_off_get_no_reward(tmp_path: Path) -> None:
+    photos, checkpoint = photo_set(tmp_path / "photos", count=2), tiny_checkpoint()
+    tokenizer = checkpoint.tokenizer
+    config = tokenizer.config
+    rules = DecodeRules(prompt_ids=config.start_ids, eos_id=config.eos_id, pad_id=config.pad_id)
+    critic = SelfCritic(photos.coco, tokenizer, rules, samples=2, max_words=8)
+
+    def reward(text: str, *end: int) -> float:
+        return critic._reward(0, (*tokenizer.encode(text), *end))
+
+    whole = reward(COLOURS["red"], config.eos_id)
+    assert whole > reward("a red ball on the grass", config.eos_id) > 0
+    assert reward(COLOURS["red"]) == 0, "it has no end"
+    assert reward("a red ball on the", config.eos_id) == 0, "it ends on an article"

@@ -162,6 +162,6 @@ class _Bar:
             scores = "  ".join(
                 f"{key} {value:.1f}" for key, value in news.scores.items() if value is not None
             )
-            self.console.print(f"{name} {news.epoch}: {state}  {scores}", highlight=False)
+            self.console.print(f"{name} {news.epoch}: {state}  {scores}", highlight=False, soft_wrap=True)
         elif not self.console.is_terminal and news.step % 100 == 0:
             print(f"{name} {news.epoch} {news.step}/{news.steps} {state}", file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.coco import CocoCaptions
+from captioner.errors import CheckpointError
 from captioner.evaluation.metrics import score
 from captioner.generation import DecodeRules, GenerationOptions, generate
 from captioner.model import CaptionModel
@@ -67,6 +68,7 @@ class Trainer:
         )
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
         self.epoch, self.step, self.best = 0, 0, -1.0
+        self.history: list[dict[str, Any]] = []
         config = checkpoint.tokenizer.config
         self.rules = DecodeRules(
             prompt_ids=config.start_ids,
@@ -138,35 +140,47 @@ class Trainer:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        where = {"epoch": self.epoch, "step": self.step, "best": self.best, "options": asdict(self.options)}
+        where = {name: getattr(self, name) for name in ("epoch", "step", "best", "history")}
         partial = self.output / "state.safetensors.partial"
         save_file(
             {name: value.contiguous() for name, value in tensors.items()}, partial, {"run": json.dumps(where)}
         )
         os.replace(partial, self.output / "state.safetensors")
+        self.write_history()
 
-    def load_state(self) -> bool:
-        """Go on from a saved state, where there is one."""
+    def write_history(self) -> None:
+        """``metrics.jsonl``, a line an epoch; the state has it all, so a kill in between loses nothing."""
+        lines = [json.dumps(record) + "\n" for record in self.history]
+        (self.output / "metrics.jsonl").write_text("".join(lines))
+
+    def load_state(self) -> None:
+        """Go on from a saved state, where there is one. Raises CheckpointError if it is another model's."""
         path = self.output / "state.safetensors"
         if not path.exists():
-            return False
+            return
+        targets = {f"model.{name}": parameter.data for name, parameter in self.trained.items()}
+        targets |= {f"average.{name}": value for name, value in self.average.items()}
         state: dict[int, dict[str, Tensor]] = {}
         with safe_open(path, "pt") as file:
             where = json.loads(file.metadata()["run"])
             for key in file.keys():  # noqa: SIM118 - not a dictionary
-                kind, _, name = key.partition(".")
-                if kind == "model":
-                    self.trained[name].data.copy_(file.get_tensor(key))
-                elif kind == "average":
-                    self.average[name].copy_(file.get_tensor(key))
+                tensor = file.get_tensor(key)
+                if key.startswith("optimizer."):
+                    _, index, part = key.split(".")
+                    state.setdefault(int(index), {})[part] = tensor
+                elif key in targets and targets[key].shape == tensor.shape:
+                    targets[key].copy_(tensor)
                 else:
-                    index, _, part = name.partition(".")
-                    state.setdefault(int(index), {})[part] = file.get_tensor(key)
+                    raise CheckpointError(
+                        f"{path} is the state of another model ({key} differs): "
+                        "give the options it began with, or another --output"
+                    )
         self.optimizer.load_state_dict(
             {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
-        self.epoch, self.step, self.best = where["epoch"], where["step"], where["best"]
-        return True
+        for name, value in where.items():
+            setattr(self, name, value)
+        self.write_history()
 
     def validate(self, coco: CocoCaptions, cache: ActivationCache) -> dict[str, float | None]:
         """Scores of the averaged weights on the validation photos, by beam search; the best are kept."""
@@ -247,11 +261,9 @@ def train(
             report(last)
         trainer.epoch += 1
         scores = trainer.validate(validation.coco, validation_cache)
-        trainer.save_state()
         assert last is not None
-        with (output / "metrics.jsonl").open("a") as log:
-            record = {"epoch": trainer.epoch, "phase": last.phase, "loss": last.loss, **scores}
-            log.write(json.dumps(record) + "\n")
+        trainer.history.append({"epoch": trainer.epoch, "phase": last.phase, "loss": last.loss, **scores})
+        trainer.save_state()
         report(Progress(**{**asdict(last), "scores": scores}))
 
 
