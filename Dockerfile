@@ -1,16 +1,17 @@
 # The server and all commands, with the weights inside: nothing is fetched when it runs.
 #
-#   docker build -t captioner .                                  for CPUs
-#   docker build -t captioner:cuda --build-arg TORCH=cu130 .     for NVIDIA GPUs; the host brings the driver
+#   docker build -t captioner .                                     for CPUs, and GPUs with NVIDIA's driver
+#   docker build -t captioner --build-arg TORCH_INDEX=https://… .   with torch from there: for CPUs alone it is lean
 #
-# An index of your own: --secret id=pip.conf,src=$HOME/.config/pip/pip.conf with --build-arg TORCH= ; pip's
-# configuration is there for the build's commands alone and gets into no layer.
+# An index of your own: --secret id=pip.conf,src=$HOME/.config/pip/pip.conf ; pip's configuration is there for the
+# build's commands alone and gets into no layer.
 ARG BASE_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
 
 # What captioner needs, in an environment that changes only with pyproject.toml and constraints.txt.
 FROM ${BASE_IMAGE} AS dependencies
-# Which build of torch, by its name in PyTorch's index; none: the one that pip's configuration leads to
-ARG TORCH=cpu
+# An index that has the build of torch you want, such as the CPU one that PyTorch's installation page names; none:
+# pip's own, whose build for Linux runs on CPUs and on NVIDIA GPUs alike, but is several GB
+ARG TORCH_INDEX=
 ARG TORCH_VERSION=2.14.1
 WORKDIR /build
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/captioner
@@ -23,7 +24,7 @@ RUN python3 -c "import re, tomllib; \
     && grep --invert-match --extended-regexp '^(cuda|nvidia|torch|triton)' constraints.txt > pins.txt
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip/bin/pip --python /opt/captioner/bin/python --no-cache-dir install --only-binary :all: \
-        ${TORCH:+--extra-index-url "https://download.pytorch.org/whl/${TORCH}"} \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
         "torch==${TORCH_VERSION}" --requirement requirements.txt --constraint pins.txt
 
 FROM dependencies AS program

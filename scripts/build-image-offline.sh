@@ -36,7 +36,7 @@ done < <(python3 scripts/pip_configuration.py "$pip_conf")
 
 version=$(python3 -c "import tomllib; print(tomllib.load(open('pyproject.toml', 'rb'))['project']['version'])")
 buildah "${store[@]}" build --isolation chroot --format docker --tag captioner \
-    --build-arg BASE_IMAGE=localhost/captioner-base --build-arg TORCH= --build-arg VERSION="$version" \
+    --build-arg BASE_IMAGE=localhost/captioner-base --build-arg VERSION="$version" \
     --secret id=pip.conf,src="$pip_conf" "${volumes[@]}" "$@" .
 
 buildah "${store[@]}" rm captioner-rootfs &>/dev/null || true

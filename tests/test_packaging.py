@@ -84,6 +84,11 @@ class TestDockerfile:
     def test_its_torch_is_the_one_of_the_constraints(self):
         assert ("ARG", f"TORCH_VERSION={pins()['torch']}") in instructions()
 
+    def test_its_torch_is_for_gpus_too_unless_an_index_is_given(self):
+        assert ("ARG", "TORCH_INDEX=") in instructions()
+        (install,) = [value for _, value in instructions() if "torch==${TORCH_VERSION}" in value]
+        assert '${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"}' in install
+
     def test_it_runs_without_rights_and_gets_signals_itself(self):
         stage = final_stage()
         assert stage["USER"] == ["10001:10001"]  # a number, so that Kubernetes knows it is not root
@@ -134,9 +139,10 @@ class TestCompose:
         grace = 2 * Settings.model_fields["request_timeout_s"].default
         assert int(service["stop_grace_period"].removesuffix("s")) > grace
 
-    def test_the_gpu_profile_builds_with_cuda_and_takes_a_gpu(self):
+    def test_the_gpu_profile_takes_a_gpu_for_the_same_image(self):
         service = self.COMPOSE["services"]["captioner-gpu"]
-        assert service["build"]["args"]["TORCH"].startswith("cu")
+        assert service["image"] == self.COMPOSE["services"]["captioner"]["image"]
+        assert service["build"] == "."  # without arguments: torch's build for CPUs and GPUs
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
 
