@@ -226,7 +226,7 @@ class Captioner:
             prompt_ids=(*config.start_ids, *prompt),
             eos_id=config.eos_id,
             pad_id=config.pad_id,
-            bad_words_ids=(*((token,) for token in config.never_ids), *known),
+            bad_words_ids=(*config.bad_words_ids, *known),
         )
 
     def _prompt(self, rules: DecodeRules) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ def _check_fit(
             f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {words}."
         )
     special = tokenizer.config
-    ids = {*special.start_ids, special.eos_id, special.pad_id, *special.never_ids}
+    ids = {*special.start_ids, special.eos_id, special.pad_id, *special.never_ids, *special.never_last_ids}
     if not special.start_ids or not ids <= set(range(words)):
         raise CheckpointError(f"{directory / 'config.json'} has token ids that the model lacks: {special}.")
     if processor.size != config.backbone.image_size:

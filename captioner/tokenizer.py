@@ -21,6 +21,15 @@ PAD, BOS, EOS, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
+DANGLING = (
+    "a", "an", "the", "this", "that", "these", "those", "his", "her", "their", "its", "another", "some",
+    "and", "or", "but", "while", "as", "than", "of", "in", "on", "at", "to", "by", "with", "for", "from",
+    "into", "onto", "near", "over", "under", "through", "behind", "beside", "between", "against", "around",
+    "towards", "is", "are", "was", "be",
+)  # fmt: skip
+"""Words that no caption ends with, wherever it was cut."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """The ids with a meaning of their own.
@@ -31,6 +40,7 @@ class TokenizerConfig:
         pad_id: fills rows up in a batch.
         unk_id: stands for a word outside the vocabulary; -1 where every text has tokens.
         never_ids: tokens that no caption may contain.
+        never_last_ids: tokens that no caption may end with.
     """
 
     start_ids: tuple[int, ...] = (BOS,)
@@ -38,6 +48,15 @@ class TokenizerConfig:
     pad_id: int = PAD
     unk_id: int = UNK
     never_ids: tuple[int, ...] = (PAD, BOS, UNK)
+    never_last_ids: tuple[int, ...] = ()
+
+    @property
+    def bad_words_ids(self) -> tuple[tuple[int, ...], ...]:
+        """The sequences of tokens that are never generated."""
+        return (
+            *((token,) for token in self.never_ids),
+            *((token, self.eos_id) for token in self.never_last_ids),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -145,4 +164,5 @@ def train_word_tokenizer(captions: Iterable[str], *, min_count: int = 4) -> Capt
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *kept])}
     tokenizer.model = models.WordLevel(vocabulary, "<unk>")
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    return CaptionTokenizer(tokenizer, TokenizerConfig())
+    never_last = tuple(vocabulary[word] for word in DANGLING if word in vocabulary)
+    return CaptionTokenizer(tokenizer, TokenizerConfig(never_last_ids=never_last))

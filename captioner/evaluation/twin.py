@@ -68,7 +68,7 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
             min_new_tokens=max(0, options.min_length - 1),  # theirs does not count the end token
             length_penalty=options.length_penalty,
             early_stopping=options.early_stopping,
-            suppress_tokens=list(special.never_ids) or None,
+            bad_words_ids=[list(ids) for ids in special.bad_words_ids] or None,
             do_sample=False,
         )
         return [_until(row[1:], special.eos_id) for row in rows.tolist()]

@@ -20,21 +20,13 @@ __all__ = ["SelfCritic"]
 
 EOS_WORD = "<eos>"
 
-DANGLING = (
-    "a", "an", "the", "this", "that", "these", "those", "his", "her", "their", "its", "another", "some",
-    "and", "or", "but", "while", "as", "than", "of", "in", "on", "at", "to", "by", "with", "for", "from",
-    "into", "onto", "near", "over", "under", "through", "behind", "beside", "between", "against", "around",
-    "towards", "is", "are", "was", "be",
-)  # fmt: skip
-"""Words that no caption ends with. CIDEr alone pays for "in front of a red and": the n-grams before are worth
-more than the one that such an end spoils."""
-
 
 class SelfCritic:
     """Samples captions, scores them by CIDEr against the photo's own captions, and makes the better likelier.
 
     The end token counts as a word of both. Captions that break off, by their length or on a word that none
-    ends with, get no reward at all.
+    ends with, get no reward at all: CIDEr alone pays for "in front of a red and", whose n-grams before the
+    last are worth more than the one that such an end spoils.
 
     Args:
         coco: the main photo set, photos in the order of the batches' indices.
@@ -54,7 +46,7 @@ class SelfCritic:
     ) -> None:
         self.rules, self.samples, self.max_words = rules, samples, max_words
         self.eos = tokenizer.config.eos_id
-        self.dangling = {tokenizer.token_id(word) for word in DANGLING}
+        self.never_last = set(tokenizer.config.never_last_ids)
         references = {
             index: [[*map(str, tokenizer.encode(text)), EOS_WORD] for text in coco.captions[image.id]]
             for index, image in enumerate(coco.images)
@@ -101,7 +93,7 @@ class SelfCritic:
         return [[hypothesis.token_ids for hypothesis in image] for image in found]
 
     def _reward(self, photo: int, ids: tuple[int, ...]) -> float:
-        if ids[-1] != self.eos or (len(ids) > 1 and ids[-2] in self.dangling):
+        if ids[-1] != self.eos or (len(ids) > 1 and ids[-2] in self.never_last):
             return 0.0
         words = [EOS_WORD if token == self.eos else str(token) for token in ids]
         return self.scorer.score(photo, words)

@@ -74,7 +74,7 @@ class Trainer:
             prompt_ids=config.start_ids,
             eos_id=config.eos_id,
             pad_id=config.pad_id,
-            bad_words_ids=tuple((token,) for token in config.never_ids),
+            bad_words_ids=config.bad_words_ids,
         )
 
     def _trained(self) -> dict[str, nn.Parameter]:
