@@ -108,7 +108,9 @@ class Base64Image(_Strict):
 class UrlImage(_Strict):
     """A photo elsewhere, where the server allows its host."""
 
-    url: str = Field(max_length=2048, description="An https address.")
+    url: str = Field(
+        description="An https address, or a data: URI with the photo itself."
+    )
     name: str = Field("", max_length=255, description="Comes back as the caption's `file`.")
 
 

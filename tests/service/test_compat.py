@@ -14,6 +14,7 @@ import openai
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from images import draw_noise, encode
 from problems import check_problem
 from standins import Crashing
 from tiny import tiny_captioner
@@ -40,6 +41,16 @@ def chat(photo: bytes) -> list[Any]:
     """What somebody asks who has a photo."""
     question = {"type": "text", "text": "What is in this photo?"}
     return [{"role": "system", "content": "Be brief."}, *chat_of([question, image_part(photo)])]
+
+
+def test_a_photo_of_true_size(client_of_openai: openai.OpenAI, client: httpx.Client):
+    photo = encode(draw_noise(640, 480), "JPEG", quality=90)
+    assert len(photo) > 100_000
+    messages = chat_of([image_part(photo)])
+    answer = client_of_openai.chat.completions.create(model="tiny", messages=messages)
+    assert answer.choices[0].message.content == expected(photo).caption
+    body = {"images": [{"url": image_part(photo)["image_url"]["url"]}]}
+    assert client.post("/v1/captions", json=body).json()["captions"][0]["caption"] == expected(photo).caption
 
 
 @pytest.fixture
