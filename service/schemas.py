@@ -108,9 +108,7 @@ class Base64Image(_Strict):
 class UrlImage(_Strict):
     """A photo elsewhere, where the server allows its host."""
 
-    url: str = Field(
-        description="An https address, or a data: URI with the photo itself."
-    )
+    url: str = Field(description="An https address, or a data: URI with the photo itself.")
     name: str = Field("", max_length=255, description="Comes back as the caption's `file`.")
 
 
