@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, BinaryIO, cast
 
 from captioner.errors import OptionsError
-from captioner.image import MAX_BYTES
 
 __all__ = ["is_remote", "list_files", "open_file", "read_file"]
 
@@ -48,6 +47,8 @@ def open_file(path: str) -> BinaryIO:
 
 def read_file(uri: str) -> bytes:
     """A whole file; errors are those of :func:`list_files`, and OSError where it has more than MAX_BYTES."""
+    from captioner.image import MAX_BYTES  # with it come Pillow and NumPy, which --help can do without
+
     with open_file(uri) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
