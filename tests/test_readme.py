@@ -80,13 +80,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def offline(command: str) -> list[str]:
+    """The command for this machine, with stand-ins for what it lacks."""
     for old, new in STAND_INS.items():
         command = command.replace(old, new)
+    return ["bash", "-c", command]
+
+
+def environment(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", **more}
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        offline(command), cwd=folder, env=environment(), capture_output=True, text=True, timeout=280
     )
 
 
@@ -124,14 +132,10 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        for old, new in STAND_INS.items():
-            command = command.replace(old, new)
-        environment = {**os.environ, "PATH": path, "CAPTIONER_PORT": str(self.port)}
         self.process = subprocess.Popen(
-            ["bash", "-c", command.replace("captioner serve", "exec captioner serve")],
+            offline(command.replace("captioner serve", "exec captioner serve")),
             cwd=folder,
-            env=environment,
+            env=environment(CAPTIONER_PORT=str(self.port)),
             stderr=subprocess.DEVNULL,
         )
 
