@@ -90,7 +90,7 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
         jpeg=base64.b64encode(jpeg.getvalue()).decode(),
         caption=escape(caption.caption),
         words=_sentence(caption),
-        alternatives=f"<ol>{alternatives}</ol>" if alternatives else "",
+        alternatives=f'<ol start="2">{alternatives}</ol>' if alternatives else "",
         file=escape(caption.file or "photograph"),
         facts=escape(facts),
     )

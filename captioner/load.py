@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from captioner.captioner import Captioner
 
-__all__ = ["ModelInfo", "list_models", "load", "resolve_device", "resolve_dtype"]
+__all__ = ["ModelInfo", "is_out_of_memory", "list_models", "load", "resolve_device", "resolve_dtype"]
 
 HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -141,3 +141,13 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         raise DeviceError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
     number: torch.dtype = getattr(torch, dtype)
     return number
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out. CUDA has one of its own for that."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    texts = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -101,6 +101,7 @@ class SecureHeaders:
     """Tells browsers what an answer may do; a route that needs more says so itself."""
 
     HEADERS: Mapping[str, str] = {
+        "Cache-Control": "no-cache",  # ask again: after an update the page must not run yesterday's script
         "Content-Security-Policy": PAGE_POLICY,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from captioner import Caption, Captioner, GenerationOptions, OptionsError, PreparedImage, StreamEvent
+from captioner.load import is_out_of_memory
 from service.batcher import Batcher
 from service.metrics import Metrics
 
@@ -183,7 +184,7 @@ class Worker:
             text = str(error)
             return self._fail(jobs, lambda: OptionsError(text))
         except Exception as error:
-            if not _is_out_of_memory(error) or len(jobs) == 1:
+            if not is_out_of_memory(error) or len(jobs) == 1:
                 logger.exception("a batch of %d failed", len(jobs))
                 self._suspect = True  # a broken CUDA context fails whatever comes after it
                 return self._fail(jobs, InferenceError)
@@ -257,11 +258,3 @@ def _give_up(item: Job | Stream) -> None:
         item.emit(InferenceError())
     elif item.future.set_running_or_notify_cancel():
         item.future.set_exception(InferenceError())
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an error of its own for it; MPS and the CPU say so in words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    texts = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -36,7 +36,7 @@ OPTIONS = TrainingOptions(
     extra_photos=1,
     max_words=8,
     learning_rate=1e-2,
-    samples=3,
+    scst_beams=3,
 )
 
 
@@ -186,7 +186,7 @@ def test_captions_that_break_off_get_no_reward(tmp_path: Path) -> None:
     tokenizer = checkpoint.tokenizer
     config = tokenizer.config
     rules = DecodeRules(prompt_ids=config.start_ids, eos_id=config.eos_id, pad_id=config.pad_id)
-    critic = SelfCritic(photos.coco, tokenizer, rules, samples=2, max_words=8)
+    critic = SelfCritic(photos.coco, tokenizer, rules, num_beams=2, max_words=8)
 
     def reward(text: str, *end: int) -> float:
         return critic._reward(0, (*tokenizer.encode(text), *end))

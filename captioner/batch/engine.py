@@ -11,6 +11,7 @@ from captioner.batch.items import Item
 from captioner.batch.records import Record, caption_record, error_record, image_error_record
 from captioner.captioner import Captioner, PreparedImage
 from captioner.errors import CaptionerError, ImageError, OptionsError
+from captioner.load import is_out_of_memory
 from captioner.options import GenerationOptions
 
 __all__ = ["BatchCaptioner", "Engine", "Prepared"]
@@ -88,7 +89,7 @@ class BatchCaptioner:
         except OptionsError:
             raise
         except Exception as error:
-            problem, no_memory = " ".join(str(error).split())[:200], _is_out_of_memory(error)
+            problem, no_memory = " ".join(str(error).split())[:200], is_out_of_memory(error)
         else:
             self._failures = 0
             for (item, _), caption in zip(batch, captions, strict=True):
@@ -112,11 +113,3 @@ class BatchCaptioner:
             raise CaptionerError(f"the model failed on {self._failures} photographs in a row: {problem}")
         reason = "needs more memory than there is" if kind == "memory" else f"the model failed: {problem}"
         return error_record(item.key, reason, kind)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an error of its own for it; MPS and the CPU say so in words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

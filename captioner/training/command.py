@@ -54,10 +54,14 @@ def train(
         float, _setting("Factor on it for the backbone's upper stages; 0 freezes them.")
     ] = 0.1,
     scst_rate: Annotated[float, _setting("Learning rate of self-critical training.")] = 5e-5,
+    frozen_stages: Annotated[
+        int, _setting("Stages of the backbone, of 9, that never change and whose output is kept on disk.")
+    ] = 6,
     views: Annotated[int, _setting("Augmented views of each photo.")] = 4,
     extra_views: Annotated[int, _setting("Likewise of the second set's photos.")] = 2,
     photos: Annotated[int, _setting("Photos in a batch, each with all its captions.")] = 20,
     extra_photos: Annotated[int, _setting("Photos of the second set beside them.")] = 10,
+    max_words: Annotated[int, _setting("Longer captions are cut.")] = 20,
     seed: Annotated[int, _setting("Of everything random.")] = 0,
 ) -> None:
     """Train a captioning model; the same command goes on where a killed run stopped."""
@@ -106,10 +110,12 @@ def train(
         learning_rate=learning_rate,
         backbone_rate=backbone_rate,
         scst_rate=scst_rate,
+        frozen_stages=frozen_stages,
         views=views,
         extra_views=extra_views,
         photos=photos,
         extra_photos=extra_photos,
+        max_words=max_words,
         seed=seed,
     )
     with _Bar() as bar:

@@ -37,7 +37,7 @@ class TrainingOptions:
         ema: decay a step of the averaged weights that are validated and kept.
         max_words: longer captions are cut.
         num_beams: beams of the validation.
-        samples: captions sampled for each photo in self-critical training.
+        scst_beams: captions for each photo in self-critical training.
         seed: of everything random.
     """
 
@@ -56,9 +56,9 @@ class TrainingOptions:
     label_smoothing: float = 0.1
     weight_decay: float = 0.02
     ema: float = 0.998
-    max_words: int = 14
+    max_words: int = 20
     num_beams: int = 3
-    samples: int = 5
+    scst_beams: int = 5
     seed: int = 0
 
 

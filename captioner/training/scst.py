@@ -1,6 +1,7 @@
 """Self-critical sequence training (Rennie et al. 2017) on CIDEr.
 
-The baseline of a sample is the mean reward of the photo's other samples (Luo 2020): no further decode.
+The captions that are compared are the beams of a beam search (Cornia et al. 2020), which are nearer to what
+the model will say than random samples are; the baseline of each is the mean reward of the photo's others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ EOS_WORD = "<eos>"
 
 
 class SelfCritic:
-    """Samples captions, scores them by CIDEr against the photo's own captions, and makes the better likelier.
+    """Searches captions, scores them by CIDEr against the photo's own, and makes the better likelier.
 
     The end token counts as a word of both. Captions that break off, by their length or on a word that none
     ends with, get no reward at all: CIDEr alone pays for "in front of a red and", whose n-grams before the
@@ -32,8 +33,8 @@ class SelfCritic:
         coco: the main photo set, photos in the order of the batches' indices.
         tokenizer: turns its captions into the words that are compared.
         rules: of decoding.
-        samples: captions for each photo, at least 2.
-        max_words: longest sample.
+        num_beams: captions for each photo, at least 2.
+        max_words: longest caption.
     """
 
     def __init__(
@@ -41,10 +42,10 @@ class SelfCritic:
         coco: CocoCaptions,
         tokenizer: CaptionTokenizer,
         rules: DecodeRules,
-        samples: int,
+        num_beams: int,
         max_words: int,
     ) -> None:
-        self.rules, self.samples, self.max_words = rules, samples, max_words
+        self.rules, self.num_beams, self.max_words = rules, num_beams, max_words
         self.eos = tokenizer.config.eos_id
         self.never_last = set(tokenizer.config.never_last_ids)
         references = {
@@ -54,23 +55,22 @@ class SelfCritic:
         self.scorer = CiderScorer(references)
 
     def loss(self, model: CaptionModel, batch: Batch, region_tokens: Tensor) -> Tensor:
-        """Policy-gradient loss of ``samples`` captions for each photo of the batch."""
-        sampled = self._sample(model, region_tokens)
-        rewards = torch.tensor(
-            [
-                [self._reward(photo, ids) for ids in captions]
-                for photo, captions in zip(batch.photos, sampled, strict=True)
-            ],
-            device=region_tokens.device,
-        )  # (B, samples)
-        baseline = (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
+        """Policy-gradient loss of the beams of each photo of the batch; the model in eval mode.
+
+        There is no dropout, since the captions were found without it: the gradient would be mostly noise.
+        """
+        found = self._search(model, region_tokens)
         start = self.rules.prompt_ids
-        longest = max(len(ids) for captions in sampled for ids in captions)
-        shape = (*rewards.shape, len(start) + longest)
+        longest = max(len(ids) for captions in found for ids in captions)
+        shape = (len(found), self.num_beams, len(start) + longest)
         tokens = torch.full(shape, self.rules.pad_id, dtype=torch.int64, device=region_tokens.device)
         targets = torch.full_like(tokens, IGNORE)
-        for i, captions in enumerate(sampled):
-            for j, ids in enumerate(captions):
+        advantage = torch.zeros(shape[:2], device=region_tokens.device)
+        for i, (photo, captions) in enumerate(zip(batch.photos, found, strict=True)):
+            rewards = [self._reward(photo, ids) for ids in captions]
+            for j, (ids, reward) in enumerate(zip(captions, rewards, strict=True)):
+                others = (sum(rewards) - reward) / max(1, len(rewards) - 1)
+                advantage[i, j] = reward - others
                 whole = torch.tensor([*start, *ids], device=tokens.device)
                 tokens[i, j, : len(whole)] = whole
                 targets[i, j, len(start) - 1 : len(whole) - 1] = whole[len(start) :]
@@ -79,17 +79,14 @@ class SelfCritic:
         nll = F.cross_entropy(
             model.decoder.logits(hidden[known]).float(), targets[:, :, :-1][known], reduction="none"
         )
-        advantage = (rewards - baseline)[:, :, None].expand(known.shape)[known]
-        return (advantage * nll).mean()
+        return (advantage[:, :, None].expand(known.shape)[known] * nll).mean()
 
-    def _sample(self, model: CaptionModel, region_tokens: Tensor) -> list[list[tuple[int, ...]]]:
+    def _search(self, model: CaptionModel, region_tokens: Tensor) -> list[list[tuple[int, ...]]]:
         options = GenerationOptions(
-            do_sample=True, num_beams=1, alternatives=self.samples - 1, max_length=self.max_words + 1
+            num_beams=self.num_beams, alternatives=self.num_beams - 1, max_length=self.max_words + 1
         )
-        model.eval()
         with torch.no_grad():
             found = generate(model.decoder, region_tokens.detach(), options, self.rules)
-        model.train()
         return [[hypothesis.token_ids for hypothesis in image] for image in found]
 
     def _reward(self, photo: int, ids: tuple[int, ...]) -> float:

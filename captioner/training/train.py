@@ -60,7 +60,7 @@ class Trainer:
         self.checkpoint, self.options, self.output = checkpoint, options, output
         self.model = checkpoint.model
         self.device = next(self.model.parameters()).device
-        self.original = copy.deepcopy(self.model.backbone)
+        self.original = copy.deepcopy(self.model.backbone) if options.backbone_rate > 0 else None
         self.upper_stages = self.model.backbone.stage_parameters(options.frozen_stages)
         self.trained = self._trained()
         self.optimizer = torch.optim.AdamW(
@@ -253,7 +253,7 @@ def train(
         for s, cache, size in zip(train_sets, caches, sizes, strict=False)
     ]
     critic = SelfCritic(
-        train_sets[0].coco, checkpoint.tokenizer, trainer.rules, options.samples, options.max_words
+        train_sets[0].coco, checkpoint.tokenizer, trainer.rules, options.scst_beams, options.max_words
     )
     while trainer.epoch < options.epochs + options.scst_epochs:
         last = None
@@ -278,7 +278,7 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
     stream = batches(sets, pad_id=config.pad_id, unk_id=config.unk_id, seed=options.seed + trainer.epoch)
     for step, parts in enumerate(stream, 1):
         trainer.set_rate(steps)
-        trainer.model.train()
+        trainer.model.train(trainer.phase == "xe")
         with mixed_precision(trainer.device):
             loss = _loss(trainer, tuple(part.to(trainer.device) for part in parts), critic)
         trainer.update(loss)
@@ -309,7 +309,7 @@ def _loss(trainer: Trainer, parts: tuple[Batch, ...], critic: SelfCritic) -> Ten
     for part, tokens in zip(extra, extra_tokens, strict=True):
         share = part.targets.shape[:2].numel() / main.targets.shape[:2].numel()
         loss = loss + share * cross_entropy(model, part, tokens, label_smoothing=options.label_smoothing)
-    if trainer.tunes_backbone and model.regions and model.regions.tags:
+    if trainer.tunes_backbone and trainer.original and model.regions and model.regions.tags:
         with torch.no_grad():
             original = trainer.original.run(activations, options.frozen_stages)
         drift = class_drift(model.regions.tags.classifier, features, original)

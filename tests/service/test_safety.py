@@ -267,6 +267,7 @@ def test_headers_for_browsers(client: httpx.Client):
         assert "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == "no-cache"
 
 
 def test_other_origins_get_in_only_if_named(client: httpx.Client, keyed: httpx.Client):
