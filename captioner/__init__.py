@@ -15,7 +15,7 @@ from captioner.errors import (
     ImageTypeError,
     OptionsError,
 )
-from captioner.load import ModelInfo, list_models, load
+from captioner.load import ModelInfo, is_out_of_memory, list_models, load
 from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = [
     "PreparedImage",
     "StreamEvent",
     "Word",
+    "is_out_of_memory",
     "list_models",
     "load",
 ]

@@ -13,8 +13,15 @@ from time import monotonic
 import numpy as np
 import torch
 
-from captioner import Caption, Captioner, GenerationOptions, OptionsError, PreparedImage, StreamEvent
-from captioner.load import is_out_of_memory
+from captioner import (
+    Caption,
+    Captioner,
+    GenerationOptions,
+    OptionsError,
+    PreparedImage,
+    StreamEvent,
+    is_out_of_memory,
+)
 from service.batcher import Batcher
 from service.metrics import Metrics
 

@@ -60,7 +60,12 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(has_touch=True)
     page = context.new_page()
     errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if _is_error(message) else None)
+
+    def logged(message: ConsoleMessage) -> None:
+        if _is_error(message):
+            errors.append(f"{message.text} {message.location['url']}")
+
+    page.on("console", logged)
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()

@@ -41,7 +41,7 @@ def test_errors_are_told_in_words(page: Page, serve: Callable[..., str]):
 
 
 def test_a_lost_connection_is_told_and_tried_again(page: Page, serve: Callable[..., str]):
-    page.goto(serve())
+    page.goto(serve(), wait_until="networkidle")  # the browser fetches the icon when it has time
     page.context.set_offline(True)
     card = add(page, photo())
     assert problem(card) == ["The server cannot be reached", "Is it running, and are you online?"]
