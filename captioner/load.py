@@ -144,7 +144,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out. CUDA has one of its own for that."""
+    """Whether an error says that memory ran out. CUDA has a type for it; MPS and the CPU use words."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -55,7 +55,7 @@ def train(
     ] = 0.1,
     scst_rate: Annotated[float, _setting("Learning rate of self-critical training.")] = 5e-5,
     frozen_stages: Annotated[
-        int, _setting("Stages of the backbone, of 9, that never change and whose output is kept on disk.")
+        int, _setting("First stages of the backbone that never change and whose output is kept on disk.")
     ] = 6,
     views: Annotated[int, _setting("Augmented views of each photo.")] = 4,
     extra_views: Annotated[int, _setting("Likewise of the second set's photos.")] = 2,

@@ -67,10 +67,10 @@ class SelfCritic:
         targets = torch.full_like(tokens, IGNORE)
         advantage = torch.zeros(shape[:2], device=region_tokens.device)
         for i, (photo, captions) in enumerate(zip(batch.photos, found, strict=True)):
-            rewards = [self._reward(photo, ids) for ids in captions]
-            for j, (ids, reward) in enumerate(zip(captions, rewards, strict=True)):
-                others = (sum(rewards) - reward) / max(1, len(rewards) - 1)
-                advantage[i, j] = reward - others
+            rewards = torch.tensor([self._reward(photo, ids) for ids in captions])
+            others = (rewards.sum() - rewards) / max(1, len(captions) - 1)
+            advantage[i, : len(captions)] = rewards - others
+            for j, ids in enumerate(captions):
                 whole = torch.tensor([*start, *ids], device=tokens.device)
                 tokens[i, j, : len(whole)] = whole
                 targets[i, j, len(start) - 1 : len(whole) - 1] = whole[len(start) :]

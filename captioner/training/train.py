@@ -212,12 +212,13 @@ def build_caches(
 ) -> list[ActivationCache]:
     """Compute the cached activations that are missing."""
     caches = []
+    model, stages = trainer.model, trainer.options.frozen_stages
+    folder = trainer.output / "activations" / str(stages)
     for photo_set, count in zip(sets, views, strict=True):
-        cache = ActivationCache(trainer.output / "activations", photo_set.name, count)
+        cache = ActivationCache(folder, photo_set.name, count)
         files = photo_set.files()
         for view in range(count):
             begun = time.perf_counter()
-            model, stages = trainer.model, trainer.options.frozen_stages
             for done in cache.build(view, files, trainer.checkpoint.processor, model.backbone.eval(), stages):
                 speed = done / (time.perf_counter() - begun)
                 report(
@@ -309,7 +310,8 @@ def _loss(trainer: Trainer, parts: tuple[Batch, ...], critic: SelfCritic) -> Ten
     for part, tokens in zip(extra, extra_tokens, strict=True):
         share = part.targets.shape[:2].numel() / main.targets.shape[:2].numel()
         loss = loss + share * cross_entropy(model, part, tokens, label_smoothing=options.label_smoothing)
-    if trainer.tunes_backbone and trainer.original and model.regions and model.regions.tags:
+    if trainer.tunes_backbone and model.regions and model.regions.tags:
+        assert trainer.original is not None
         with torch.no_grad():
             original = trainer.original.run(activations, options.frozen_stages)
         drift = class_drift(model.regions.tags.classifier, features, original)
