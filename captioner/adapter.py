@@ -22,7 +22,7 @@ from captioner.caption import Caption
 from captioner.captioner import Captioner, PreparedImage, StreamEvent
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
 from captioner.errors import CheckpointError, OptionsError
-from captioner.generation import DecodeRules, GenerationOptions, Hypothesis, check_positions
+from captioner.generation import DecodeRules, GenerationOptions, Hypothesis
 from captioner.image import ImageProcessor
 from captioner.logits import LogitsRules
 from captioner.model import EncodedImages
@@ -108,7 +108,7 @@ class TransformersCaptioner(Captioner):
                 for token in (special.decoder_start_token_id, special.forced_bos_token_id)
                 if token is not None
             )
-        self._positions = network.config.get_text_config(decoder=True).max_position_embeddings
+        positions = network.config.get_text_config(decoder=True).max_position_embeddings
         self._question = question
         tokenizer = read_tokenizer(
             directory, start_ids=start, eos_id=special.eos_token_id, pad_id=special.pad_token_id
@@ -119,7 +119,8 @@ class TransformersCaptioner(Captioner):
             processor,
             name=name,
             description=f"{name}, run by transformers ({kind})",
-            generation=generation_defaults(settings, self._positions),
+            generation=generation_defaults(settings, positions),
+            positions=positions,
         )
         self._library, self._runner = library, network
         network.generation_config = (
@@ -134,9 +135,7 @@ class TransformersCaptioner(Captioner):
         """As :meth:`Captioner.decode_rules`; raises OptionsError as well for what cannot be had here."""
         if options.seed is not None:
             raise OptionsError(f"{self.name} is run by transformers, which takes no seed: leave it out")
-        rules = super().decode_rules(options)
-        check_positions(options, rules, self._positions)
-        return rules
+        return super().decode_rules(options)
 
     @torch.inference_mode()
     def caption_prepared(

@@ -17,7 +17,15 @@ from captioner.attention import as_region_map, attention_box, token_maps
 from captioner.caption import Alternative, Caption, Word
 from captioner.checkpoint import Checkpoint
 from captioner.errors import CheckpointError, OptionsError
-from captioner.generation import Decided, DecodeRules, GenerationOptions, Hypothesis, generate, stream
+from captioner.generation import (
+    Decided,
+    DecodeRules,
+    GenerationOptions,
+    Hypothesis,
+    check_positions,
+    generate,
+    stream,
+)
 from captioner.image import ImageProcessor, ImageSource, decode_image
 from captioner.model import EncodedImages
 from captioner.tokenizer import CaptionTokenizer
@@ -73,6 +81,7 @@ class Captioner:
             name=name,
             description=checkpoint.description,
             generation=checkpoint.generation,
+            positions=checkpoint.model.decoder.config.max_positions,
         )
 
     def _describe(
@@ -84,10 +93,11 @@ class Captioner:
         name: str,
         description: str,
         generation: Mapping[str, Any],
+        positions: int,
     ) -> None:
         """Set what does not depend on who runs the network."""
         self._network, self._tokenizer, self._processor = network, tokenizer, processor
-        self.name, self.description = name, description
+        self.name, self.description, self._positions = name, description, positions
         try:
             self.default_options = GenerationOptions(**generation)
         except (TypeError, OptionsError) as error:
@@ -213,7 +223,11 @@ class Captioner:
                 yield StreamEvent(yield_text, caption)
 
     def decode_rules(self, options: GenerationOptions) -> DecodeRules:
-        """The token ids of what the options say in words. Raises OptionsError for an unknown word."""
+        """The token ids of what the options say in words.
+
+        Raises:
+            OptionsError: a word is unknown, or the text could get longer than this model has positions for.
+        """
         tokenizer, config = self._tokenizer, self._tokenizer.config
         prompt = tokenizer.encode(options.prompt.strip())
         if not {config.unk_id, config.eos_id, *config.never_ids}.isdisjoint(prompt):
@@ -222,12 +236,14 @@ class Captioner:
         spellings = [before + word.strip() for word in options.bad_words for before in ("", " ")]
         bad_words = {tuple(tokenizer.encode(spelling)) for spelling in spellings}
         known = [ids for ids in bad_words if ids and config.unk_id not in ids]
-        return DecodeRules(
+        rules = DecodeRules(
             prompt_ids=(*config.start_ids, *prompt),
             eos_id=config.eos_id,
             pad_id=config.pad_id,
             bad_words_ids=(*config.bad_words_ids, *known),
         )
+        check_positions(options, rules, self._positions)
+        return rules
 
     def _prompt(self, rules: DecodeRules) -> tuple[int, ...]:
         """The token ids of the prompt's text."""

@@ -187,4 +187,6 @@ def _model(service: Service) -> ModelOut:
         dtype=str(captioner.dtype).removeprefix("torch."),
         default_options=defaults,
         max_beams=service.settings.max_beams,
+        max_upload_bytes=service.settings.max_upload_bytes,
+        max_pixels=service.settings.max_pixels,
     )

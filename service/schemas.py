@@ -204,6 +204,8 @@ class ModelOut(BaseModel):
     dtype: str
     default_options: dict[str, Any]
     max_beams: int
+    max_upload_bytes: int
+    max_pixels: int
 
 
 class ModelsOut(BaseModel):

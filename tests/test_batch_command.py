@@ -22,7 +22,7 @@ from images import draw_noise
 from rich.console import Console
 from typer.main import get_command
 
-from captioner import GenerationOptions
+from captioner import GenerationOptions, OptionsError
 from captioner.batch.items import Item
 from captioner.batch.progress import ProgressReport
 from captioner.batch.run import Counts
@@ -288,6 +288,19 @@ def test_a_second_run_is_refused_and_a_list_comes_from_stdin(
         running.wait()
     names = [Path(record["file"]).name for record in records(tmp_path / "o.jsonl")]
     assert names == ["0.png", "1.png", "2.png", "3.png", "9.png", "4.png"]
+
+
+def test_options_that_the_model_refuses_leave_nothing_behind(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    class Strict(FakeCaptioner):
+        def decode_rules(self, options: GenerationOptions) -> None:
+            raise OptionsError(f"max_length {options.max_length} exceeds this model's positions")
+
+    before = sorted(tmp_path.iterdir())
+    assert run(library, "-o", tmp_path / "o.jsonl", "--max-length", "400", fake=Strict()) == 2
+    assert "max_length 400 exceeds" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def counts(**values: Any) -> Counts:

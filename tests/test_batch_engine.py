@@ -129,10 +129,15 @@ def test_a_model_that_fails_on_everything_ends_the_run(photos: list[Item]):
         run(Limited(0, error=RuntimeError("lost")), good, 4)
 
 
-def test_options_that_do_not_suit_end_the_run_at_once(photos: list[Item]):
-    engine = LocalEngine(BatchCaptioner(tiny_captioner(), GenerationOptions(prompt="xylophone")))
-    with pytest.raises(OptionsError, match="xylophone"):
-        next(engine.run(photos))
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [(GenerationOptions(prompt="xylophone"), "xylophone"), (GenerationOptions(max_length=400), "positions")],
+)
+def test_options_that_do_not_suit_are_refused_before_anything_is_done(
+    options: GenerationOptions, problem: str
+):
+    with pytest.raises(OptionsError, match=problem):
+        BatchCaptioner(tiny_captioner(), options)
 
 
 def test_items_are_taken_a_bounded_number_ahead(photos: list[Item]):

@@ -117,6 +117,24 @@ def test_what_an_actor_cannot_go_on_with_ends_the_run(cluster: Any, folder: Path
     cluster.remove_node(node)
 
 
+@pytest.mark.slow
+def test_a_photograph_that_ends_every_process_is_a_record(cluster: Any, folder: Path):
+    class Fragile(BatchCaptioner):
+        def records(self, batch: Any, prepared: Any) -> list[Record]:
+            if any(item.key.endswith(("00.png", "07.png")) for item in batch):
+                os._exit(1)
+            return super().records(batch, prepared)
+
+    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    engine = RayEngine(Fragile(tiny_captioner(), GenerationOptions(num_beams=1, max_length=4)))
+    found = [record for records in engine.run(items(folder)) for record in records]
+    cluster.remove_node(node)
+    assert sorted(record["file"] for record in found) == sorted(item.key for item in items(folder))
+    crashed = {Path(r["file"]).name: r["error"] for r in found if r.get("error_kind") == "crash"}
+    assert crashed.keys() == {"00.png", "07.png"}
+    assert all(error.startswith("the process that captions it dies: ") for error in crashed.values())
+
+
 def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # where nobody listens
     assert list(RayEngine(BatchCaptioner(tiny_captioner())).run([])) == []

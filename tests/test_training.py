@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ OPTIONS = TrainingOptions(
     max_words=8,
     learning_rate=1e-2,
     scst_beams=3,
+    precision="float32",
 )
 
 
@@ -55,14 +57,14 @@ def photo_set(folder: Path, *, count: int = 16) -> PhotoSet:
     return PhotoSet(name="main", images=folder, coco=CocoCaptions.from_file(folder / "captions.json"))
 
 
-def run(folder: Path, *, reports: list[Progress] | None = None) -> None:
+def run(folder: Path, *, options: TrainingOptions = OPTIONS, reports: list[Progress] | None = None) -> None:
     """A whole training run on the photos; the subprocess of the kill test calls it too."""
     photos = photo_set(folder / "photos")
     extra = PhotoSet(name="extra", images=photos.images, coco=photos.coco)
     validation = PhotoSet(name="validation", images=photos.images, coco=photos.coco)
     seen = reports if reports is not None else []
     start = tiny_checkpoint(seed=2)  # whose untrained backbone tells red from green
-    train(start, [photos, extra], validation, folder / "out", options=OPTIONS, report=seen.append)
+    train(start, [photos, extra], validation, folder / "out", options=options, report=seen.append)
 
 
 def epochs(folder: Path) -> list[dict[str, float]]:
@@ -112,6 +114,17 @@ def test_killed_and_resumed_is_as_if_undisturbed(tmp_path: Path, finished: Path)
     ours, theirs = (load_file(folder / "out" / "state.safetensors") for folder in (tmp_path, finished))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_it_also_computes_in_bfloat16(tmp_path: Path, finished: Path) -> None:
+    options = replace(OPTIONS, epochs=2, frozen_epochs=1, scst_epochs=1, precision="bfloat16")
+    run(tmp_path, options=options)
+    frozen, tuned, critic = epochs(tmp_path)
+    assert frozen["loss"] == pytest.approx(epochs(finished)[0]["loss"], rel=0.05)
+    assert tuned["loss"] < frozen["loss"]
+    assert critic["phase"] == "scst"
+    weights = load_file(tmp_path / "out" / "state.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:

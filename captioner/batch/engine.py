@@ -10,11 +10,11 @@ import torch
 from captioner.batch.items import Item
 from captioner.batch.records import Record, caption_record, error_record, image_error_record
 from captioner.captioner import Captioner, PreparedImage
-from captioner.errors import CaptionerError, ImageError, OptionsError
+from captioner.errors import CaptionerError, ImageError
 from captioner.load import is_out_of_memory
 from captioner.options import GenerationOptions
 
-__all__ = ["BatchCaptioner", "Engine", "Prepared"]
+__all__ = ["MAX_FAILURES", "BatchCaptioner", "Engine", "Prepared"]
 
 Prepared = PreparedImage | ImageError
 """A photograph that is ready for the model, or why it cannot be used."""
@@ -43,11 +43,15 @@ class BatchCaptioner:
     Args:
         captioner: the model.
         options: None for the model's own defaults.
+
+    Raises:
+        OptionsError: the options do not suit the model.
     """
 
     def __init__(self, captioner: Captioner, options: GenerationOptions | None = None) -> None:
         self.captioner = captioner
         self.options = options or captioner.default_options
+        captioner.decode_rules(self.options)  # what is wrong with them is known before anything is written
         self.max_batch: int | None = None
         """Photographs that fit into memory together, once a larger batch did not; None before."""
         self._failures = 0  # of the model, in a row
@@ -63,7 +67,6 @@ class BatchCaptioner:
         """Caption one batch, and give the records of its items in their order.
 
         Raises:
-            OptionsError: the options do not suit the model.
             CaptionerError: the model failed on photograph after photograph.
         """
         found: dict[str, Record] = {}
@@ -86,8 +89,6 @@ class BatchCaptioner:
         """Caption a batch in one pass; if that fails, its halves, until what fails is alone."""
         try:
             captions = self.captioner.caption_prepared([image for _, image in batch], self.options)
-        except OptionsError:
-            raise
         except Exception as error:
             problem, no_memory = " ".join(str(error).split())[:200], is_out_of_memory(error)
         else:

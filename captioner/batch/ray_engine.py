@@ -6,7 +6,8 @@ installed and the photographs, but no weights.
 
 An actor that dies, with its node or alone, is not started again by Ray, whose restarts would wait for the
 resources of the lost node while the tasks wait for the actor. What it had to do is done in a further round,
-on what the cluster has by then.
+on what the cluster has by then. Where rounds bring nothing, a photograph that ends every process is the
+likeliest reason: the first one then goes alone, and if that brings nothing either, its record says so.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from dataclasses import astuple, dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from captioner.batch.engine import BatchCaptioner
+from captioner.batch.engine import MAX_FAILURES, BatchCaptioner
 from captioner.batch.items import Item
 from captioner.batch.local import LocalEngine
-from captioner.batch.records import Record, encode_record
+from captioner.batch.records import Record, encode_record, error_record
 from captioner.batch.remote import is_remote
 from captioner.errors import CaptionerError, DeviceError, OptionsError
 from captioner.load import resolve_device, resolve_dtype
@@ -46,8 +47,8 @@ PART = {"cpu": 64, "cuda": 512}
 
 PARTS_A_SLOT = 4
 
-ROUNDS = 3
-"""Rounds in a row that may bring nothing before a run ends."""
+ROUNDS = 2
+"""Rounds in a row that may bring nothing before a photograph goes alone."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class RayEngine:
 
         Raises:
             DeviceError: the cluster has no such device.
-            CaptionerError: an actor's captioner cannot go on, or the cluster loses the same photographs again
-                and again.
+            CaptionerError: an actor's captioner cannot go on, or the cluster loses one photograph after
+                another.
         """
         import ray
 
@@ -128,20 +129,27 @@ class RayEngine:
         import ray
 
         left = {item.key: item for item in items}
-        failures, reason = 0, "the logs of its nodes say why"
+        failures, crashes, reason = 0, 0, "the logs of the cluster's nodes say why"
         while left:
-            before = len(left)
+            before, alone = len(left), failures == ROUNDS
+            chosen = [*left.values()][: 1 if alone else None]
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             slots = _slots(resources, self.device, self.workers)
             try:
-                for records in self._round(list(left.values()), slots, captioner):
+                for records in self._round(chosen, slots, captioner):
                     yield [record for record in records if left.pop(record["file"], None)]
             except ray.exceptions.RayError as error:
                 reason = _reason(error)
-            failures = failures + 1 if len(left) == before else 0
-            if failures == ROUNDS:
-                lost = f"{len(left)} photographs, {next(iter(left))} among them"
-                raise CaptionerError(f"the cluster lost {lost}, {ROUNDS} times in a row: {reason}")
+            if len(left) < before:
+                failures = crashes = 0
+            elif not alone:
+                failures += 1
+            elif crashes == MAX_FAILURES:
+                raise CaptionerError(f"the cluster lost {crashes + 1} photographs in a row: {reason}")
+            else:
+                crashes += 1
+                del left[chosen[0].key]
+                yield [error_record(chosen[0].key, f"the process that captions it dies: {reason}", "crash")]
 
     def _round(
         self, items: Sequence[Item], slots: _Slots, captioner: ray.ObjectRef[BatchCaptioner]

@@ -35,7 +35,7 @@ def error_record(key: str, reason: str, kind: str) -> Record:
     Args:
         key: the item's.
         reason: what is wrong, as a phrase.
-        kind: ``unreadable``, ``type``, ``size``, ``damaged``, ``memory`` or ``model``.
+        kind: ``unreadable``, ``type``, ``size``, ``damaged``, ``memory``, ``model`` or ``crash``.
     """
     return {"file": key, "error": reason, "error_kind": kind}
 

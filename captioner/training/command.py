@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -62,6 +62,9 @@ def train(
     photos: Annotated[int, _setting("Photos in a batch, each with all its captions.")] = 20,
     extra_photos: Annotated[int, _setting("Photos of the second set beside them.")] = 10,
     max_words: Annotated[int, _setting("Longer captions are cut.")] = 20,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], _setting("Of the arithmetic; auto takes what is faster here.")
+    ] = "auto",
     seed: Annotated[int, _setting("Of everything random.")] = 0,
 ) -> None:
     """Train a captioning model; the same command goes on where a killed run stopped."""
@@ -116,6 +119,7 @@ def train(
         photos=photos,
         extra_photos=extra_photos,
         max_words=max_words,
+        precision=precision,
         seed=seed,
     )
     with _Bar() as bar:

@@ -21,7 +21,6 @@ from torch import Tensor
 from captioner.coco import CocoCaptions
 from captioner.image import ImageProcessor, decode_image
 from captioner.tokenizer import CaptionTokenizer
-from captioner.training.precision import mixed_precision
 from captioner.vision import Backbone
 
 __all__ = ["ActivationCache", "Batch", "CaptionSet", "augment", "batches"]
@@ -88,7 +87,7 @@ class ActivationCache:
             for start in range(0, len(files), 32):
                 pixels = torch.stack(list(pool.map(read, files[start : start + 32])))
                 device = next(backbone.parameters()).device
-                with torch.inference_mode(), mixed_precision(device):
+                with torch.inference_mode():
                     values = backbone.run(processor.normalize(pixels.to(device), torch.float32), 0, stages)
                 array = (
                     values.permute(0, 2, 3, 1).half().cpu().numpy()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from captioner.coco import CocoCaptions
 from captioner.errors import DataError
+from captioner.training.precision import Precision
 
 __all__ = ["PhotoSet", "Progress", "TrainingOptions"]
 
@@ -27,7 +28,8 @@ class TrainingOptions:
         classes_weight: weight of the backbone's loss for classifying otherwise than it did before training,
             so that tag tokens still know what no caption spoke of (learning without forgetting, Li and
             Hoiem 2016).
-        frozen_stages: backbone stages that are never trained and whose output is cached.
+        frozen_stages: backbone stages that are never trained and whose output is cached; where the backbone
+            has fewer, all of them.
         views: augmented views of each photo of the main set.
         extra_views: of each photo of the extra set, which an epoch sees less of.
         photos: photos of the main set in a batch, each with all its captions.
@@ -38,6 +40,7 @@ class TrainingOptions:
         max_words: longer captions are cut.
         num_beams: beams of the validation.
         scst_beams: captions for each photo in self-critical training.
+        precision: of the arithmetic; what ``"auto"`` chooses depends on the device.
         seed: of everything random.
     """
 
@@ -59,6 +62,7 @@ class TrainingOptions:
     max_words: int = 20
     num_beams: int = 3
     scst_beams: int = 5
+    precision: Precision = "auto"
     seed: int = 0
 
 

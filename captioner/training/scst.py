@@ -68,8 +68,8 @@ class SelfCritic:
         advantage = torch.zeros(shape[:2], device=region_tokens.device)
         for i, (photo, captions) in enumerate(zip(batch.photos, found, strict=True)):
             rewards = torch.tensor([self._reward(photo, ids) for ids in captions])
-            others = (rewards.sum() - rewards) / max(1, len(captions) - 1)
-            advantage[i, : len(captions)] = rewards - others
+            count = len(captions)  # a mean over the others is one over all, scaled
+            advantage[i, :count] = (rewards - rewards.mean()) * count / max(1, count - 1)
             for j, ids in enumerate(captions):
                 whole = torch.tensor([*start, *ids], device=tokens.device)
                 tokens[i, j, : len(whole)] = whole

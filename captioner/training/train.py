@@ -30,7 +30,7 @@ from captioner.generation import DecodeRules, GenerationOptions, generate
 from captioner.model import CaptionModel
 from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
-from captioner.training.precision import mixed_precision
+from captioner.training.precision import depthwise_in_float32, fast_step
 from captioner.training.scst import SelfCritic
 
 __all__ = ["cross_entropy", "train"]
@@ -61,7 +61,10 @@ class Trainer:
         self.model = checkpoint.model
         self.device = next(self.model.parameters()).device
         self.original = copy.deepcopy(self.model.backbone) if options.backbone_rate > 0 else None
-        self.upper_stages = self.model.backbone.stage_parameters(options.frozen_stages)
+        if self.device.type == "cpu":
+            depthwise_in_float32(self.model.backbone)
+        self.frozen_stages = min(options.frozen_stages, self.model.backbone.num_stages)
+        self.upper_stages = self.model.backbone.stage_parameters(self.frozen_stages)
         self.trained = self._trained()
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=options.learning_rate, betas=(0.9, 0.98), fused=True
@@ -193,7 +196,7 @@ class Trainer:
             for start in range(0, len(coco.images), 64):
                 part = torch.from_numpy(activations[start : start + 64].astype("float32"))
                 part = (part.permute(0, 3, 1, 2) if part.ndim == 4 else part).to(self.device)
-                encoded = self.model.encode(part, start=self.options.frozen_stages)
+                encoded = self.model.encode(part, start=self.frozen_stages)
                 found = generate(self.model.decoder, encoded.region_tokens, options, self.rules)
                 for image, best in zip(coco.images[start : start + 64], found, strict=True):
                     hypotheses[image.id] = tokenizer.decode(best[0].token_ids)
@@ -212,7 +215,7 @@ def build_caches(
 ) -> list[ActivationCache]:
     """Compute the cached activations that are missing."""
     caches = []
-    model, stages = trainer.model, trainer.options.frozen_stages
+    model, stages = trainer.model, trainer.frozen_stages
     folder = trainer.output / "activations" / str(stages)
     for photo_set, count in zip(sets, views, strict=True):
         cache = ActivationCache(folder, photo_set.name, count)
@@ -280,7 +283,7 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
     for step, parts in enumerate(stream, 1):
         trainer.set_rate(steps)
         trainer.model.train(trainer.phase == "xe")
-        with mixed_precision(trainer.device):
+        with fast_step(trainer.device, options.precision):
             loss = _loss(trainer, tuple(part.to(trainer.device) for part in parts), critic)
         trainer.update(loss)
         total += loss.item()
@@ -298,8 +301,8 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
 def _loss(trainer: Trainer, parts: tuple[Batch, ...], critic: SelfCritic) -> Tensor:
     """What a step makes smaller: the extra set counts by its share of captions, always by cross-entropy."""
     options, model = trainer.options, trainer.model
-    activations = torch.cat([part.activations for part in parts]).float()
-    features = model.backbone.run(activations, options.frozen_stages)
+    activations = torch.cat([part.activations.float() for part in parts])
+    features = model.backbone.run(activations, trainer.frozen_stages)
     encoded = model.encode(features, start=model.backbone.num_stages).region_tokens
     main_tokens, *extra_tokens = torch.split(encoded, [len(part.photos) for part in parts])
     main, *extra = parts
@@ -313,7 +316,7 @@ def _loss(trainer: Trainer, parts: tuple[Batch, ...], critic: SelfCritic) -> Ten
     if trainer.tunes_backbone and model.regions and model.regions.tags:
         assert trainer.original is not None
         with torch.no_grad():
-            original = trainer.original.run(activations, options.frozen_stages)
+            original = trainer.original.run(activations, trainer.frozen_stages)
         drift = class_drift(model.regions.tags.classifier, features, original)
         loss = loss + options.classes_weight * drift
     return loss

@@ -81,7 +81,8 @@ export async function captionPhoto(photo, name, { options, key, signal, onText, 
  * The model that the server runs, with its default options.
  *
  * @param {string} key
- * @returns {Promise<{id: string, device: string, default_options: Record<string, unknown>, max_beams: number}>}
+ * @returns {Promise<{id: string, device: string, default_options: Record<string, unknown>, max_beams: number,
+ *   max_upload_bytes: number}>}
  */
 export async function describeModel(key) {
   const response = await send("v1/models", { headers: authorization(key) });

@@ -10,6 +10,7 @@ import { shrink } from "./shrink.js";
 import { Status } from "./status.js";
 
 const AT_ONCE = 3;
+const FORM_BYTES = 4096; // of a request, besides the photo
 
 /** @type {Card[]} */
 let cards = [];
@@ -62,7 +63,8 @@ async function captionCard(card) {
   const { signal } = card.abort;
   card.work();
   try {
-    await request(card, card.file, signal).catch((error) => requestSmaller(card, error, signal));
+    const smaller = card.file.size + FORM_BYTES > status.maxUpload ? await shrink(card.file) : null;
+    await request(card, smaller ?? card.file, signal).catch((error) => requestSmaller(card, error, signal));
     announce(`${card.file.name}: ${card.caption?.caption}`);
   } catch (error) {
     if (signal.aborted) return;

@@ -8,6 +8,9 @@ const POLL_MS = 2000;
 export class Status {
   #watching = false;
 
+  /** Bytes of the largest request that the server reads; unknown until it was asked. */
+  maxUpload = Infinity;
+
   /** @param {HTMLElement} element @param {import("./options.js").Options} options - are told what suits the model */
   constructor(element, options) {
     this.element = element;
@@ -30,6 +33,7 @@ export class Status {
       if (!(await isReady())) return this.#show("warming", "model is warming up");
       const model = await describeModel(this.options.key);
       this.options.adopt(model);
+      this.maxUpload = model.max_upload_bytes;
       return this.#show("ready", `${model.id} on ${model.device}`);
     } catch (error) {
       if (error instanceof Problem && error.status === 401) return this.#show("locked", "needs an API key");

@@ -252,6 +252,7 @@ def test_the_model_is_listed(client: httpx.Client):
     (model,) = models["data"]
     assert (model["id"], model["object"], model["device"]) == ("tiny", "model", "cpu")
     assert model["default_options"]["num_beams"] == 2
+    assert (model["max_beams"], model["max_upload_bytes"], model["max_pixels"]) == (16, 32e6, 50e6)
     assert client.get("/v1/models/tiny").json() == model
     assert client.get("/v1/models/default").json() == model
     check_problem(client.get("/v1/models/gpt/4"), 404)
