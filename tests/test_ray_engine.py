@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from images import draw_noise
+from ray.exceptions import RayActorError
 from tiny import tiny_captioner
 
-from captioner.batch.engine import BatchCaptioner
+from captioner.batch.engine import MAX_FAILURES, BatchCaptioner
 from captioner.batch.items import Item, find_items
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
@@ -117,22 +118,40 @@ def test_what_an_actor_cannot_go_on_with_ends_the_run(cluster: Any, folder: Path
     cluster.remove_node(node)
 
 
-@pytest.mark.slow
-def test_a_photograph_that_ends_every_process_is_a_record(cluster: Any, folder: Path):
-    class Fragile(BatchCaptioner):
-        def records(self, batch: Any, prepared: Any) -> list[Record]:
-            if any(item.key.endswith(("00.png", "07.png")) for item in batch):
-                os._exit(1)
-            return super().records(batch, prepared)
+class Deadly(RayEngine):
+    """Its cluster is a process that some photographs end, and then gives nothing of what it had."""
 
-    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    engine = RayEngine(Fragile(tiny_captioner(), GenerationOptions(num_beams=1, max_length=4)))
-    found = [record for records in engine.run(items(folder)) for record in records]
-    cluster.remove_node(node)
+    def __init__(self, *deadly: str) -> None:
+        super().__init__(BatchCaptioner(tiny_captioner()))
+        self.deadly = deadly
+
+    def _round(self, items: Sequence[Item], slots: Any, captioner: Any) -> Iterator[list[Record]]:
+        for item in items:
+            if item.key.endswith(self.deadly):
+                raise RayActorError
+            yield [{"file": item.key, "caption": "a photo"}]
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
+
+
+@pytest.mark.usefixtures("room")
+def test_a_photograph_that_ends_every_process_is_a_record(folder: Path):
+    engine = Deadly("00.png", "07.png")
+    found = [record for records in engine._caption(items(folder), None) for record in records]  # type: ignore[arg-type]
     assert sorted(record["file"] for record in found) == sorted(item.key for item in items(folder))
     crashed = {Path(r["file"]).name: r["error"] for r in found if r.get("error_kind") == "crash"}
     assert crashed.keys() == {"00.png", "07.png"}
     assert all(error.startswith("the process that captions it dies: ") for error in crashed.values())
+
+
+@pytest.mark.usefixtures("room")
+def test_a_cluster_that_loses_every_photograph_ends_the_run(folder: Path):
+    records = Deadly(".png")._caption(items(folder), None)  # type: ignore[arg-type]
+    with pytest.raises(CaptionerError, match=f"^the cluster lost {MAX_FAILURES + 1} photographs in a row: "):
+        list(records)
 
 
 def test_nothing_to_do_needs_no_cluster(monkeypatch: pytest.MonkeyPatch):
