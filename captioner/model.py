@@ -32,8 +32,6 @@ class RegionConfig:
         heads: attention heads of each.
         mlp_width: hidden units of each MLP.
         dropout: probability with which training drops a channel.
-        token_dropout: part of the region tokens that training leaves out, others at each step (PatchDropout,
-            Liu et al. 2023), so that the decoder cannot know a photo by a few of its regions.
         classes: ImageNet classes that the backbone's classifier knows; 0 for no tag tokens.
     """
 
@@ -42,7 +40,6 @@ class RegionConfig:
     heads: int
     mlp_width: int
     dropout: float = 0.0
-    token_dropout: float = 0.0
     classes: int = 0
 
 
@@ -154,20 +151,16 @@ class RegionEncoder(nn.Module):
         self.columns = nn.Embedding(self.MAX_GRID, config.width)
         self.tags = TagTokens(features, config) if config.classes else None
         self.dropout = nn.Dropout(config.dropout)
-        self.token_dropout = config.token_dropout
         self.layers = nn.ModuleList(RegionLayer(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
 
     def forward(self, features: Tensor, word_embedding: nn.Embedding) -> Tensor:
-        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``; in training fewer, see ``token_dropout``."""
+        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``."""
         height, width = features.shape[-2:]
         position = self.rows.weight[:height, None] + self.columns.weight[None, :width]  # (h, w, D)
         tokens = self.project(self.norm(features.flatten(2).transpose(1, 2))) + position.flatten(0, 1)
         if self.tags is not None:
             tokens = torch.cat([tokens, self.tags(features, word_embedding)], dim=1)
-        if self.training and self.token_dropout:
-            order = torch.randperm(tokens.shape[1], device=tokens.device)
-            tokens = tokens[:, order[round(self.token_dropout * len(order)) :]]
         tokens = self.dropout(tokens)
         for layer in self.layers:
             tokens = layer(tokens)

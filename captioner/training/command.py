@@ -46,7 +46,6 @@ def train(
     width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
     layers: Annotated[int, _setting("Blocks of the decoder.")] = 3,
     dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
-    token_dropout: Annotated[float, _setting("Part of the region tokens left out at each step.")] = 0.3,
     epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
     frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,
     scst_epochs: Annotated[int, _setting("Passes of self-critical training after it.")] = 7,
@@ -101,7 +100,6 @@ def train(
             width=width,
             layers=layers,
             dropout=dropout,
-            token_dropout=token_dropout,
         )
     else:
         directory = named.get(start, Path(start))

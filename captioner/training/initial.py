@@ -34,7 +34,6 @@ def initial_checkpoint(
     region_layers: int = 1,
     layers: int = 3,
     dropout: float = 0.3,
-    token_dropout: float = 0.3,
     max_positions: int = 48,
 ) -> Checkpoint:
     """A model with a trained backbone and an untrained rest.
@@ -48,7 +47,6 @@ def initial_checkpoint(
         region_layers: self-attention layers over the region tokens.
         layers: decoder blocks.
         dropout: in both.
-        token_dropout: of region tokens.
         max_positions: longest sequence in tokens.
 
     Raises:
@@ -61,13 +59,7 @@ def initial_checkpoint(
             kind="efficientnet_lite", image_size=image_size, width=1280, options=EFFICIENTNET_LITE2
         ),
         regions=RegionConfig(
-            width=width,
-            layers=region_layers,
-            heads=heads,
-            mlp_width=mlp_width,
-            dropout=dropout,
-            token_dropout=token_dropout,
-            classes=1000,
+            width=width, layers=region_layers, heads=heads, mlp_width=mlp_width, dropout=dropout, classes=1000
         ),
         decoder=DecoderConfig(
             vocab_size=tokenizer.vocab_size,
