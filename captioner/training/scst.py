@@ -55,9 +55,10 @@ class SelfCritic:
         self.scorer = CiderScorer(references)
 
     def loss(self, model: CaptionModel, batch: Batch, region_tokens: Tensor) -> Tensor:
-        """Policy-gradient loss of the beams of each photo of the batch; the model in eval mode.
+        """Policy-gradient loss of the beams of each photo of the batch; the decoder in eval mode.
 
-        There is no dropout, since the captions were found without it: the gradient would be mostly noise.
+        It has no dropout, since the captions were found without it: the gradient would be mostly noise. The
+        region tokens may have some: search and loss see the same ones.
         """
         found = self._search(model, region_tokens)
         start = self.rules.prompt_ids

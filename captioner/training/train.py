@@ -282,7 +282,8 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
     stream = batches(sets, pad_id=config.pad_id, unk_id=config.unk_id, seed=options.seed + trainer.epoch)
     for step, parts in enumerate(stream, 1):
         trainer.set_rate(steps)
-        trainer.model.train(trainer.phase == "xe")
+        trainer.model.train()
+        trainer.model.decoder.train(trainer.phase == "xe")
         with fast_step(trainer.device, options.precision):
             loss = _loss(trainer, tuple(part.to(trainer.device) for part in parts), critic)
         trainer.update(loss)
