@@ -6,14 +6,12 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from captioner.errors import DataError, OptionsError
-
-if TYPE_CHECKING:
-    from captioner.training.options import PhotoSet, Progress
+from captioner.training.options import PhotoSet, Precision, Progress, TrainingOptions
 
 __all__ = ["train"]
 
@@ -62,9 +60,7 @@ def train(
     photos: Annotated[int, _setting("Photos in a batch, each with all its captions.")] = 20,
     extra_photos: Annotated[int, _setting("Photos of the second set beside them.")] = 10,
     max_words: Annotated[int, _setting("Longer captions are cut.")] = 20,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"], _setting("Of the arithmetic; auto takes what is faster here.")
-    ] = "auto",
+    precision: Annotated[Precision, _setting("Of the arithmetic; auto takes what is faster here.")] = "auto",
     seed: Annotated[int, _setting("Of everything random.")] = 0,
 ) -> None:
     """Train a captioning model; the same command goes on where a killed run stopped."""
@@ -82,7 +78,6 @@ def train(
     from captioner.training.curve import plot_curve
     from captioner.training.initial import initial_checkpoint
     from captioner.training.memory import keep_freed_memory
-    from captioner.training.options import PhotoSet, TrainingOptions
     from captioner.training.train import train as run
 
     keep_freed_memory()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from captioner.coco import CocoCaptions
 from captioner.errors import DataError
-from captioner.training.precision import Precision
 
-__all__ = ["PhotoSet", "Progress", "TrainingOptions"]
+__all__ = ["PhotoSet", "Precision", "Progress", "TrainingOptions"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""``"auto"`` is bfloat16 where the device multiplies matrices faster in it: GPUs, and CPUs made for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class TrainingOptions:
         max_words: longer captions are cut.
         num_beams: beams of the validation.
         scst_beams: captions for each photo in self-critical training.
-        precision: of the arithmetic; what ``"auto"`` chooses depends on the device.
+        precision: of the arithmetic.
         seed: of everything random.
     """
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Literal
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Precision", "depthwise_in_float32", "fast_step"]
+from captioner.training.options import Precision
 
-
-Precision = Literal["auto", "float32", "bfloat16"]
-"""``"auto"`` is bfloat16 where the device multiplies matrices faster in it: GPUs, and CPUs made for it."""
+__all__ = ["depthwise_in_float32", "fast_step"]
 
 
 def faster_in_bfloat16(device: torch.device) -> bool:
@@ -32,10 +29,8 @@ def fast_step(device: torch.device, precision: Precision) -> Iterator[None]:
     three plain products.
     """
     enabled = precision == "bfloat16" or (precision == "auto" and faster_in_bfloat16(device))
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=enabled))
-        if device.type == "cpu":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), attention:
         yield
 
 

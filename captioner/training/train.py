@@ -61,7 +61,7 @@ class Trainer:
         self.model = checkpoint.model
         self.device = next(self.model.parameters()).device
         self.original = copy.deepcopy(self.model.backbone) if options.backbone_rate > 0 else None
-        if self.device.type == "cpu":
+        if self.device.type == "cpu":  # after the copy, whose forward methods would else be this model's
             depthwise_in_float32(self.model.backbone)
         self.frozen_stages = min(options.frozen_stages, self.model.backbone.num_stages)
         self.upper_stages = self.model.backbone.stage_parameters(self.frozen_stages)

@@ -64,7 +64,8 @@ async function captionCard(card) {
   card.work();
   try {
     const smaller = card.file.size + FORM_BYTES > status.maxUpload ? await shrink(card.file) : null;
-    await request(card, smaller ?? card.file, signal).catch((error) => requestSmaller(card, error, signal));
+    if (smaller) await request(card, smaller, signal);
+    else await request(card, card.file, signal).catch((error) => requestSmaller(card, error, signal));
     announce(`${card.file.name}: ${card.caption?.caption}`);
   } catch (error) {
     if (signal.aborted) return;
