@@ -139,7 +139,12 @@ class TagTokens(nn.Module):
 
 
 class RegionEncoder(nn.Module):
-    """Feature map -> region tokens: projection, 2-D position, tag tokens, self-attention over all of them."""
+    """Feature map -> region tokens: projection, 2-D position, tag tokens, self-attention over all of them.
+
+    Attributes:
+        token_dropout: share of each photo's tokens that a training step leaves out, for it to set
+            (PatchDropout, Liu et al. 2023).
+    """
 
     MAX_GRID = 32
 
@@ -150,6 +155,7 @@ class RegionEncoder(nn.Module):
         self.rows = nn.Embedding(self.MAX_GRID, config.width)
         self.columns = nn.Embedding(self.MAX_GRID, config.width)
         self.tags = TagTokens(features, config) if config.classes else None
+        self.token_dropout = 0.0
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(RegionLayer(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
@@ -161,11 +167,20 @@ class RegionEncoder(nn.Module):
         tokens = self.project(self.norm(features.flatten(2).transpose(1, 2))) + position.flatten(0, 1)
         if self.tags is not None:
             tokens = torch.cat([tokens, self.tags(features, word_embedding)], dim=1)
+        if self.training and self.token_dropout:
+            tokens = leave_out(tokens, self.token_dropout)
         tokens = self.dropout(tokens)
         for layer in self.layers:
             tokens = layer(tokens)
         final: Tensor = self.final_norm(tokens)
         return final
+
+
+def leave_out(tokens: Tensor, share: float) -> Tensor:
+    """``(B, R, D)`` without a share of each photo's tokens, drawn at random; the others keep their order."""
+    kept = max(1, round(tokens.shape[1] * (1 - share)))
+    order = torch.rand(tokens.shape[:2], device=tokens.device).topk(kept).indices.sort().values
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 class CaptionModel(nn.Module):

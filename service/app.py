@@ -19,7 +19,7 @@ from service.errors import register_handlers
 from service.fetch import Fetcher
 from service.inputs import Service
 from service.metrics import Metrics
-from service.middleware import Authenticate, LimitBody, Observe, SecureHeaders
+from service.middleware import Authenticate, LimitBody, LocalOnly, Observe, SecureHeaders
 from service.settings import Settings
 
 __all__ = ["create_app"]
@@ -30,7 +30,11 @@ Errors are problem documents (RFC 9457); their `type` names the kind, their `det
 
 
 def create_app(
-    settings: Settings | None = None, captioner: Captioner | None = None, *, warm_first: bool = False
+    settings: Settings | None = None,
+    captioner: Captioner | None = None,
+    *,
+    warm_first: bool = False,
+    local_only: bool = False,
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -38,6 +42,7 @@ def create_app(
         settings: None for those of the environment.
         captioner: a loaded model; None loads the one that the settings name when the application starts.
         warm_first: start only once the model is warm, for where others serve meanwhile.
+        local_only: refuse requests by another name than localhost, as `captioner serve` does without keys.
 
     The application starts and ends with its lifespan; at the end, all that was accepted is captioned.
     """
@@ -74,7 +79,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        middleware=_middleware(settings, metrics),
+        middleware=_middleware(settings, metrics, local_only=local_only),
     )
     app.openapi = lambda: docs.openapi_document(app)  # type: ignore[method-assign]
     register_handlers(app)
@@ -84,7 +89,7 @@ def create_app(
     return app
 
 
-def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+def _middleware(settings: Settings, metrics: Metrics, *, local_only: bool) -> list[Middleware]:
     """Outermost first."""
     cors = Middleware(
         CORSMiddleware,
@@ -96,6 +101,7 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
     return [
         Middleware(Observe, metrics=metrics),
         Middleware(SecureHeaders),
+        *([Middleware(LocalOnly)] if local_only else []),
         *([cors] if settings.cors_origins else []),
         Middleware(Authenticate, settings=settings),
         Middleware(

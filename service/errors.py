@@ -10,6 +10,7 @@ status means
 408    the body took too long to arrive
 413    too many bytes or pixels
 415    not a photo that is read, or not a body that is read
+421    a server without API keys was asked by another name than localhost
 422    a photo is damaged, or cannot be fetched from its URL
 429    too many photos are being worked on; Retry-After says when to come back
 500    the model failed, or the server has a bug

@@ -1,7 +1,8 @@
 """What every request passes on its way in and every answer on its way out, as plain ASGI.
 
-From the outside in: :class:`Observe`, :class:`SecureHeaders`, Starlette's CORS, :class:`Authenticate`,
-:class:`LimitBody`. Plain ASGI, since Starlette's ``BaseHTTPMiddleware`` hides a client's going away.
+From the outside in: :class:`Observe`, :class:`SecureHeaders`, :class:`LocalOnly`, Starlette's CORS,
+:class:`Authenticate`, :class:`LimitBody`. Plain ASGI, since Starlette's ``BaseHTTPMiddleware`` hides a
+client's going away.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Problem, problem_of, problem_response
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, is_this_machine
 
-__all__ = ["PAGE_POLICY", "Authenticate", "LimitBody", "Observe", "SecureHeaders"]
+__all__ = ["PAGE_POLICY", "Authenticate", "LimitBody", "LocalOnly", "Observe", "SecureHeaders"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,32 @@ class SecureHeaders:
             await send(message)
 
         await self.app(scope, receive, secured)
+
+
+class LocalOnly:
+    """Answers what was asked of this machine by its own name, for a server that needs no key.
+
+    A web page can have its name point here after it has been loaded ("DNS rebinding"); to a browser, server
+    and page are then one, but its requests still carry the page's name.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get(
+                "host", "localhost"
+            )  # HTTP/1.0 has none, nor do browsers speak it
+            if not is_this_machine(re.sub(r":\d*$", "", host)):
+                detail = (
+                    "this server has no API keys, so it answers only as localhost: use http://localhost, "
+                    "or set CAPTIONER_API_KEYS, or CAPTIONER_ALLOW_ANONYMOUS=true to let everybody in"
+                )
+                problem = Problem(421, "host", "Asked by another machine's name", detail)
+                return await problem_response(problem)(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 class Authenticate:

@@ -42,6 +42,7 @@ def run_processes(
     with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
         os.environ[FOLDER_VARIABLE] = folder
         os.environ["CAPTIONER_DEVICE"] = ",".join(devices)
+        os.environ["CAPTIONER_ALLOW_ANONYMOUS"] = str(settings.allow_anonymous)
         os.environ["CAPTIONER_MODEL"], os.environ["CAPTIONER_DTYPE"] = settings.model, settings.dtype
         Multiprocess(config, [listener]).run()
 
@@ -55,7 +56,8 @@ def create_process_app() -> FastAPI:
     configure_logging(settings.log_level)
     device = claim(settings.devices, Path(os.environ[FOLDER_VARIABLE]))
     logger.info("process %d serves with %s", os.getpid(), device)
-    return create_app(settings.model_copy(update={"device": device}), warm_first=True)
+    settings = settings.model_copy(update={"device": device})
+    return create_app(settings, warm_first=True, local_only=settings.local_only)
 
 
 def claim(devices: Sequence[str], folder: Path) -> str:

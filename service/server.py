@@ -60,7 +60,8 @@ def run(given: Mapping[str, Any], load: Loader) -> None:
             )
             return run_processes(config, settings, devices, listener)
         captioner = load(settings.model, device=devices[0], dtype=settings.dtype)
-        config = uvicorn_config(create_app(settings, captioner), settings)
+        app = create_app(settings, captioner, local_only=settings.local_only)
+        config = uvicorn_config(app, settings)
         uvicorn.Server(config).run([listener])
 
 

@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "is_this_machine"]
 
 
 def _split(value: Any) -> Any:
@@ -113,6 +113,11 @@ class Settings(BaseSettings):
         """``max_pending_mb`` in bytes."""
         return int(self.max_pending_mb * 1e6)
 
+    @property
+    def local_only(self) -> bool:
+        """Whether the server is for this machine's own programs, since nobody needs a key."""
+        return not self.api_keys and not self.allow_anonymous
+
     def knows(self, key: bytes) -> bool:
         """Whether a client's key is one of ours; how long that takes tells nothing of how much is right."""
         given = hashlib.sha256(key).digest()
@@ -121,9 +126,12 @@ class Settings(BaseSettings):
 
     def exposed(self) -> bool:
         """Whether others than this machine's own programs could use the server without a key."""
-        if self.api_keys or self.allow_anonymous:
-            return False
-        try:
-            return not ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host != "localhost"
+        return self.local_only and not is_this_machine(self.host)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a name or address, an IPv6 address with or without brackets, is this machine's for itself."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -12,7 +12,7 @@ from tiny import tiny_checkpoint
 from torch import Tensor, nn
 
 from captioner.decoder import DecoderConfig, KVCache, TextDecoder
-from captioner.model import CaptionModel, ModelConfig, RegionConfig, TagTokens
+from captioner.model import CaptionModel, ModelConfig, RegionConfig, TagTokens, leave_out
 from captioner.vision import BackboneConfig
 
 VIT = BackboneConfig(
@@ -258,3 +258,23 @@ def test_encoding_may_start_from_the_output_of_the_lower_stages():
     torch.testing.assert_close(
         model.encode(below, start=6).region_tokens, model.encode(pixel_values).region_tokens
     )
+
+
+def test_training_leaves_out_tokens():
+    torch.manual_seed(0)
+    tokens = torch.arange(10.0)[None, :, None].expand(64, -1, 3)
+    kept = leave_out(tokens, 0.3)
+    assert kept.shape == (64, 7, 3)
+    order = kept[..., 0]
+    assert (order.diff(dim=1) > 0).all(), "in their order, none twice"
+    assert order.long().flatten().bincount().min() > 20, "each now and then"
+    assert leave_out(tokens, 0.99).shape == (64, 1, 3)
+
+
+def test_only_training_leaves_out_tokens():
+    model = CaptionModel(tiny_checkpoint().model.config)
+    assert model.regions is not None
+    model.regions.token_dropout = 0.5
+    pixels = torch.randn(2, 3, 64, 64)
+    whole = model.eval().encode(pixels).region_tokens.shape[1]
+    assert model.train().encode(pixels).region_tokens.shape[1] == whole / 2

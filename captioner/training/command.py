@@ -16,8 +16,9 @@ from captioner.training.options import PhotoSet, Precision, Progress, TrainingOp
 __all__ = ["train"]
 
 
-def _setting(help_text: str) -> Any:
-    return typer.Option(help=help_text, rich_help_panel="Recipe")
+def _setting(help_text: str, *, most: float | None = None) -> Any:
+    least = None if most is None else 0
+    return typer.Option(help=help_text, rich_help_panel="Recipe", min=least, max=most)
 
 
 def train(
@@ -44,6 +45,10 @@ def train(
     width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
     layers: Annotated[int, _setting("Blocks of the decoder.")] = 3,
     dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
+    token_dropout: Annotated[
+        float,
+        _setting("Share of a photo's region tokens left out in cross-entropy training.", most=0.95),
+    ] = 0.0,
     epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
     frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,
     scst_epochs: Annotated[int, _setting("Passes of self-critical training after it.")] = 7,
@@ -87,6 +92,7 @@ def train(
     validation = PhotoSet(name="validation", images=val_images or images, coco=CocoCaptions.from_file(val))
     _check_sizes(sets, [photos, extra_photos])
     named = {model.name: model.path for model in list_models()}
+    torch.manual_seed(seed)
     if start is None:
         checkpoint = initial_checkpoint(
             [text for photo_set in sets for _, texts in photo_set.coco.pairs() for text in texts],
@@ -102,6 +108,7 @@ def train(
         checkpoint = replace(whole, description=description)
     checkpoint.model.to(resolve_device(device))
     options = TrainingOptions(
+        token_dropout=token_dropout,
         epochs=epochs,
         frozen_epochs=frozen_epochs,
         scst_epochs=scst_epochs,

@@ -284,6 +284,8 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
         trainer.set_rate(steps)
         trainer.model.train()
         trainer.model.decoder.train(trainer.phase == "xe")
+        if trainer.model.regions:
+            trainer.model.regions.token_dropout = options.token_dropout if trainer.phase == "xe" else 0.0
         with fast_step(trainer.device, options.precision):
             loss = _loss(trainer, tuple(part.to(trainer.device) for part in parts), critic)
         trainer.update(loss)

@@ -28,7 +28,8 @@ def _serve(
 ) -> Iterator[httpx.Client]:
     chosen = Settings(**{"batch_window_ms": 1, **settings})
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn_config(create_app(chosen, captioner or tiny_captioner()), chosen)
+    app = create_app(chosen, captioner or tiny_captioner(), local_only=chosen.local_only)
+    config = uvicorn_config(app, chosen)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

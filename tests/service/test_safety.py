@@ -76,16 +76,44 @@ def test_what_a_browser_loads_first_is_open(keyed: httpx.Client, path: str):
 
 
 @pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.9.9.9:8000", "[::1]", "[::1]:8000"]
+)
+def test_without_keys_it_answers_as_this_machine(client: httpx.Client, host: str):
+    assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/healthz", "/metrics"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("attacker.example", "attacker.example:8000", "192.168.1.5", "[::2]:8000", "[::1]:8000:1"),
+        *("localhost.attacker.example", "127.0.0.1.attacker.example", "127.0.0.1@attacker.example"),
+    ],
+)
+def test_without_keys_a_page_that_gives_it_its_own_name_gets_nothing(
+    client: httpx.Client, host: str, path: str
+):
+    check_problem(client.get(path, headers={"Host": host}), 421)
+
+
+@pytest.mark.parametrize("settings", [{"api_keys": "key"}, {"allow_anonymous": True}])
+def test_with_keys_or_for_everybody_it_answers_to_any_name(serve, settings: dict[str, object]):
+    with serve(**settings) as client:
+        headers = {"Host": "captions.example", "Authorization": "Bearer key"}
+        assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
     "path", ["/static/../app.py", "/static/%2e%2e/app.py", "/docs/..%2fapp.py", "//v1/models"]
 )
 def test_no_path_leads_elsewhere(client: httpx.Client, path: str):
-    with raw(client, f"GET {path} HTTP/1.1\nHost: a\nConnection: close") as connection:
+    with raw(client, f"GET {path} HTTP/1.1\nHost: localhost\nConnection: close") as connection:
         assert b" 404 " in answer(connection).split(b"\r\n")[0]
 
 
 def test_the_body_is_refused_by_its_announced_size(serve, photo: bytes):
     with serve(max_upload_mb=0.01) as client:
-        head = "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: "
+        head = "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Length: "
         for rest in ("10001\nExpect: 100-continue", "99999999999"):  # at once, before any of it arrives
             with raw(client, head + rest) as connection:
                 assert b" 413 " in answer(connection).split(b"\r\n")[0]
@@ -118,7 +146,7 @@ def test_the_body_is_refused_while_it_arrives(serve, photo: bytes):
 
 def test_the_bodies_of_all_requests_have_a_limit_together(serve, photo: bytes):
     with serve(max_pending_mb=0.5) as client:
-        head = "POST /image-to-text HTTP/1.1\nHost: a\nContent-Length: 450000"
+        head = "POST /image-to-text HTTP/1.1\nHost: localhost\nContent-Length: 450000"
         with raw(client, head, b"x" * 400_000):
             wait_for(client, "captioner_pending_bytes 400000.0")
             refused = client.post("/image-to-text", content=b"x" * 100_001)
@@ -130,7 +158,7 @@ def test_the_bodies_of_all_requests_have_a_limit_together(serve, photo: bytes):
 
 def test_a_slow_body_is_given_up(serve):
     with serve(request_timeout_s=0.4) as client:
-        head = "POST /v1/captions HTTP/1.1\nHost: a\nContent-Type: application/json\nContent-Length: 1000"
+        head = "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Type: application/json\nContent-Length: 1000"
         with raw(client, head, b"{") as connection:
             assert b" 408 " in answer(connection).split(b"\r\n")[0]
         with raw(client, head.replace("1000", "5"), b"{") as connection:
@@ -156,7 +184,7 @@ def test_a_slow_head_is_given_up(serve, head: str):
 def test_a_body_that_ends_early_is_no_error_of_the_server(serve, photo: bytes):
     with serve() as client:
         for kind in ("application/json", "multipart/form-data; boundary=x", "image/png"):
-            head = f"POST /v1/captions HTTP/1.1\nHost: a\nContent-Type: {kind}\nContent-Length: 1000"
+            head = f"POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Type: {kind}\nContent-Length: 1000"
             with raw(client, head, b"--x\r\n"):
                 pass
         assert is_well(client, photo)
@@ -167,12 +195,12 @@ def test_a_body_that_ends_early_is_no_error_of_the_server(serve, photo: bytes):
 @pytest.mark.parametrize(
     "head",
     [
-        "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: abc",
-        "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: -5",
-        "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: 5\nContent-Length: 6",
-        "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: 5\nTransfer-Encoding: chunked",
-        "POST /v1/captions HTTP/1.1\nHost: a\nContent-Length: 99999999999999999999999",
-        "GET /\x01 HTTP/1.1\nHost: a",
+        "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Length: abc",
+        "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Length: -5",
+        "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Length: 5\nContent-Length: 6",
+        "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Length: 5\nTransfer-Encoding: chunked",
+        "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Length: 99999999999999999999999",
+        "GET /\x01 HTTP/1.1\nHost: localhost",
         "NONSENSE",
     ],
 )
@@ -219,7 +247,7 @@ def test_a_client_that_goes_away_frees_its_place(serve, photo: bytes):
         body = json.dumps(
             {"images": [{"base64": base64.b64encode(photo).decode(), "name": "first"}]}
         ).encode()
-        head = "POST {}\nHost: a\nContent-Type: application/json\nContent-Length: {}"
+        head = "POST {}\nHost: localhost\nContent-Type: application/json\nContent-Length: {}"
         with raw(client, head.format("/v1/captions HTTP/1.1", len(body)), body):
             assert captioner.busy.wait(30)
             gone = body.replace(b"first", b"gone!")
