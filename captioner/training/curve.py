@@ -29,6 +29,7 @@ def plot_curve(output: Path) -> Path:
         axes.set(xlabel="epoch", ylabel="training loss", title="Cross-entropy with label smoothing")
     for axes in (scores, *losses):
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", integer=True)
     path = output / "curve.png"
     figure.savefig(path, dpi=120)
     return path

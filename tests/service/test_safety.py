@@ -158,7 +158,8 @@ def test_the_bodies_of_all_requests_have_a_limit_together(serve, photo: bytes):
 
 def test_a_slow_body_is_given_up(serve):
     with serve(request_timeout_s=0.4) as client:
-        head = "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Type: application/json\nContent-Length: 1000"
+        head = "POST /v1/captions HTTP/1.1\nHost: localhost\nContent-Type: application/json"
+        head += "\nContent-Length: 1000"
         with raw(client, head, b"{") as connection:
             assert b" 408 " in answer(connection).split(b"\r\n")[0]
         with raw(client, head.replace("1000", "5"), b"{") as connection:
