@@ -234,7 +234,7 @@ def _unknown(photo: bytes, rng: random.Random) -> Request:
         ["/../../etc/passwd", "/static/%2e%2e/app.py", "/" + "a" * 8000, "/%ff", "/v1/models/%00"]
     )
     method = rng.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
-    return f"{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close".encode(), b"", 0.0
+    return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close".encode(), b"", 0.0
 
 
 KINDS: list[Callable[[bytes, random.Random], Request]] = [
