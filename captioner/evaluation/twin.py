@@ -67,7 +67,8 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
             max_new_tokens=options.max_length,
             min_new_tokens=max(0, options.min_length - 1),  # theirs does not count the end token
             length_penalty=options.length_penalty,
-            early_stopping=options.early_stopping,
+            early_stopping=options.early_stopping or "never",  # else they stop on a guess
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
             bad_words_ids=[list(ids) for ids in special.bad_words_ids] or None,
             do_sample=False,
         )
