@@ -22,7 +22,7 @@ from service.errors import Problem, problem_of
 from service.inputs import ImageIn, Service, body_type, read_json, service_of, until_gone
 from service.logs import REQUEST_ID
 from service.metrics import count_tokens
-from service.routes import BUSY, caption_images, check_model, stream_image
+from service.routes import BUSY, STRANGERS, caption_images, check_model, stream_image
 from service.schemas import Base64Image, CaptionOptions, UrlImage
 from service.sse import EventStream, format_event
 
@@ -46,7 +46,7 @@ router = APIRouter(tags=["compatible"])
             "description": "A completion; with `stream`, its chunks as server-sent events.",
             "content": {"text/event-stream": {"itemSchema": EVENT}},
         },
-        **problems(400, 401, 404, *BUSY),
+        **problems(400, *STRANGERS, 404, *BUSY),
     },
     openapi_extra=body_of({"application/json": ChatRequest}),
 )
@@ -88,7 +88,7 @@ async def create_chat_completion(request: Request) -> Response:
     "/image-to-text",
     summary="Caption a photo: Hugging Face's form",
     response_model=list[GeneratedText],
-    responses=problems(400, 401, *BUSY),
+    responses=problems(400, *STRANGERS, *BUSY),
     openapi_extra=body_of({"application/octet-stream": bytes, "application/json": InferenceRequest}),
 )
 async def image_to_text(request: Request) -> Response:

@@ -32,11 +32,14 @@ from service.schemas import (
 )
 from service.sse import EventStream, format_event
 
-__all__ = ["BUSY", "STATIC", "caption_images", "check_model", "router", "stream_image"]
+__all__ = ["BUSY", "STATIC", "STRANGERS", "caption_images", "check_model", "router", "stream_image"]
 
 STATIC = Path(__file__).parent / "static"
 
 router = APIRouter()
+
+STRANGERS = (401, 421)
+"""What a route can answer with to clients that have no key, or none that is right."""
 
 BUSY = (408, 413, 415, 422, 429, 500, 503)
 """What every route that captions photos can answer with, besides what its own input can be wrong in."""
@@ -47,7 +50,7 @@ BUSY = (408, 413, 415, 422, 429, 500, 503)
     tags=["captions"],
     summary="Caption photos",
     response_model=CaptionsOut,
-    responses=problems(400, 401, *BUSY),
+    responses=problems(400, *STRANGERS, *BUSY),
     openapi_extra=body_of({"multipart/form-data": CaptionsForm, "application/json": CaptionsRequest}),
 )
 async def create_captions(request: Request) -> Response:
@@ -70,7 +73,7 @@ async def create_captions(request: Request) -> Response:
             "whole as `/v1/captions` gives it; or `error`, a problem document.",
             "content": events_of({"text": TextOut, "caption": CaptionOut, "error": ProblemOut}),
         },
-        **problems(400, 401, *BUSY),
+        **problems(400, *STRANGERS, *BUSY),
     },
     response_class=Response,
     openapi_extra=body_of({"multipart/form-data": StreamForm, "application/json": StreamRequest}),
@@ -82,14 +85,17 @@ async def stream_caption(request: Request) -> Response:
     return EventStream(request, _as_sse(events))
 
 
-@router.get("/v1/models", tags=["models"], response_model=ModelsOut, responses=problems(401, 503))
+@router.get("/v1/models", tags=["models"], response_model=ModelsOut, responses=problems(*STRANGERS, 503))
 async def list_models(request: Request) -> Response:
     """The models that this server serves: one, and how it captions where a request does not say."""
     return JSONResponse(ModelsOut(data=[_model(service_of(request))]).model_dump())
 
 
 @router.get(
-    "/v1/models/{model:path}", tags=["models"], response_model=ModelOut, responses=problems(401, 404, 503)
+    "/v1/models/{model:path}",
+    tags=["models"],
+    response_model=ModelOut,
+    responses=problems(*STRANGERS, 404, 503),
 )
 async def get_model(request: Request, model: str) -> Response:
     """One model by its name."""
@@ -98,7 +104,7 @@ async def get_model(request: Request, model: str) -> Response:
     return JSONResponse(_model(service).model_dump())
 
 
-@router.get("/healthz", tags=["operations"], response_model=StatusOut, responses=problems(503))
+@router.get("/healthz", tags=["operations"], response_model=StatusOut, responses=problems(421, 503))
 async def health(request: Request) -> Response:
     """Whether the process is alive; if not, only a new one helps."""
     if not service_of(request).engine.alive:
@@ -106,14 +112,14 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/readyz", tags=["operations"], response_model=StatusOut, responses=problems(503))
+@router.get("/readyz", tags=["operations"], response_model=StatusOut, responses=problems(421, 503))
 async def ready(request: Request) -> Response:
     """Whether photos are taken on: the model is loaded and warm, and the server is not shutting down."""
     service_of(request).engine.check_ready()
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/metrics", tags=["operations"], response_class=PlainTextResponse, responses=problems(401))
+@router.get("/metrics", tags=["operations"], response_class=PlainTextResponse, responses=problems(*STRANGERS))
 async def metrics(request: Request) -> Response:
     """What happened since the start, in Prometheus's text format."""
     return Response(service_of(request).engine.metrics.render(), media_type=CONTENT_TYPE_LATEST)
