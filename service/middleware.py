@@ -138,9 +138,7 @@ class LocalOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope["type"] == "http":
-            host = Headers(scope=scope).get(
-                "host", "localhost"
-            )  # HTTP/1.0 has none, nor do browsers speak it
+            host = Headers(scope=scope).get("host", "localhost")  # only HTTP/1.0 has none: no browser
             if not is_this_machine(re.sub(r":\d*$", "", host)):
                 detail = (
                     "this server has no API keys, so it answers only as localhost: use http://localhost, "

@@ -21,6 +21,7 @@ from captioner.cli import main
 from captioner.coco import CocoCaptions
 from captioner.generation import DecodeRules
 from captioner.load import load
+from captioner.model import leave_out
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
@@ -125,6 +126,20 @@ def test_it_also_computes_in_bfloat16(tmp_path: Path, finished: Path) -> None:
     assert critic["phase"] == "scst"
     weights = load_file(tmp_path / "out" / "state.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_self_critical_training_sees_all_region_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+
+    def spy(tokens: torch.Tensor, share: float) -> torch.Tensor:
+        shares.append(share)
+        return leave_out(tokens, share)
+
+    monkeypatch.setattr("captioner.model.leave_out", spy)
+    run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, token_dropout=0.25))
+    assert shares == [0.25] * 8, "at each of the 8 steps of the first epoch, and at none after it"
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:

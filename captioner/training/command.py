@@ -16,9 +16,8 @@ from captioner.training.options import PhotoSet, Precision, Progress, TrainingOp
 __all__ = ["train"]
 
 
-def _setting(help_text: str, *, most: float | None = None) -> Any:
-    least = None if most is None else 0
-    return typer.Option(help=help_text, rich_help_panel="Recipe", min=least, max=most)
+def _setting(help_text: str, **bounds: Any) -> Any:
+    return typer.Option(help=help_text, rich_help_panel="Recipe", **bounds)
 
 
 def train(
@@ -47,7 +46,7 @@ def train(
     dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
     token_dropout: Annotated[
         float,
-        _setting("Share of a photo's region tokens left out in cross-entropy training.", most=0.95),
+        _setting("Share of a photo's region tokens left out in cross-entropy training.", min=0, max=0.95),
     ] = 0.0,
     epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
     frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,

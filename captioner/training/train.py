@@ -279,13 +279,13 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
     torch.manual_seed(options.seed + trainer.epoch)
     for parameter in trainer.upper_stages:
         parameter.requires_grad_(trainer.tunes_backbone)
+    model, is_xe = trainer.model.train(), trainer.phase == "xe"
+    model.decoder.train(is_xe)
+    if model.regions:
+        model.regions.token_dropout = options.token_dropout if is_xe else 0.0
     stream = batches(sets, pad_id=config.pad_id, unk_id=config.unk_id, seed=options.seed + trainer.epoch)
     for step, parts in enumerate(stream, 1):
         trainer.set_rate(steps)
-        trainer.model.train()
-        trainer.model.decoder.train(trainer.phase == "xe")
-        if trainer.model.regions:
-            trainer.model.regions.token_dropout = options.token_dropout if trainer.phase == "xe" else 0.0
         with fast_step(trainer.device, options.precision):
             loss = _loss(trainer, tuple(part.to(trainer.device) for part in parts), critic)
         trainer.update(loss)
