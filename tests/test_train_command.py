@@ -32,8 +32,7 @@ def data(tmp_path: Path) -> Path:
     tensors = {f"backbone.{name}": value for name, value in build_backbone(config).state_dict().items()}
     tensors["regions.tags.classifier.weight"] = torch.randn(1000, 1280)
     tensors["regions.tags.classifier.bias"] = torch.zeros(1000)
-    words = {"caption_words": json.dumps([["dog", "animal"]] * 1000)}
-    save_file(tensors, tmp_path / "backbone.safetensors", words)
+    save_file(tensors, tmp_path / "backbone.safetensors")
     return tmp_path
 
 

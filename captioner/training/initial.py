@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -20,6 +20,9 @@ from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
 from captioner.vision import BackboneConfig
 
 __all__ = ["initial_checkpoint"]
+
+FEW = 8
+"""A word in fewer captions than this is learned badly: a more usual one takes its place as a tag."""
 
 EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 3, 3, 4, 4, 5, 1], "stem": 32}
 
@@ -73,30 +76,26 @@ def initial_checkpoint(
         ),
     )
     model = CaptionModel(config)
-    tensors, caption_words = read_backbone(backbone)
-    _load_partly(model, tensors, backbone)
+    _load_partly(model, read_backbone(backbone), backbone)
     assert model.regions is not None
     assert model.regions.tags is not None
-    model.regions.tags.head_words = head_word_ids(captions, caption_words, tokenizer)
+    model.regions.tags.head_words = head_word_ids(captions, tokenizer)
     processor = ImageProcessor(size=image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Checkpoint(model=model, tokenizer=tokenizer, processor=processor, description=description)
 
 
-def read_backbone(source: Path) -> tuple[dict[str, Tensor], list[list[str]]]:
-    """Weights of the backbone and its classifier, and each class's words for use in captions."""
+def read_backbone(source: Path) -> dict[str, Tensor]:
+    """Weights of the backbone and of its classifier."""
     if source.is_dir():
         old = load_checkpoint(source, device=torch.device("cpu"), dtype=torch.float32)
-        kept = ("backbone.", "regions.tags.classifier.")
-        tensors = {name: value for name, value in old.model.state_dict().items() if name.startswith(kept)}
-        tags = old.model.regions.tags if old.model.regions else None
-        if tags is None:
+        if old.model.regions is None or old.model.regions.tags is None:
             raise CheckpointError(f"{source} has no classifier, which the tag tokens need")
-        return tensors, [[old.tokenizer.decode([token])] for token in tags.head_words.tolist()]
+        kept = ("backbone.", "regions.tags.classifier.")
+        return {name: value for name, value in old.model.state_dict().items() if name.startswith(kept)}
     try:
         with safe_open(source, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            return tensors, json.loads(file.metadata()["caption_words"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{source} holds no backbone ({error}): give a checkpoint directory, "
             "or a file that scripts/imagenet_weights.py wrote"
@@ -115,15 +114,19 @@ def _load_partly(model: CaptionModel, tensors: dict[str, Tensor], source: Path) 
         )
 
 
-def head_word_ids(
-    captions: Sequence[str], caption_words: Sequence[Sequence[str]], tokenizer: CaptionTokenizer
-) -> Tensor:
-    """For each class the id of its word that captions use most; of the unknown word if they use none."""
-    counts = Counter(token for caption in captions for token in tokenizer.encode(caption))
-    unknown = tokenizer.config.unk_id
-    counts.pop(unknown, None)
+def head_word_ids(captions: Sequence[str], tokenizer: CaptionTokenizer) -> Tensor:
+    """For each ImageNet class the id of the word that captions use for it, of the unknown word if none.
+
+    ``imagenet_words.txt`` has a class a line: its name, a tab, and words from the most telling to the most
+    general. The first that enough captions use is taken, else the most frequent of those that any uses.
+    """
+    counts = Counter(token for caption in captions for token in set(tokenizer.encode(caption)))
+    lines = resources.files(__package__).joinpath("imagenet_words.txt").read_text("utf-8").splitlines()
     ids = []
-    for words in caption_words:
+    for line in lines:
+        words = line.partition("\t")[2].split()
         known = [token for word in words if (token := tokenizer.token_id(word)) is not None]
-        ids.append(max(known, key=lambda token: counts[token], default=unknown))
+        frequent = (token for token in known if counts[token] >= FEW)
+        rest = max(known, key=lambda token: counts[token], default=tokenizer.config.unk_id)
+        ids.append(next(frequent, rest))
     return torch.tensor(ids)
