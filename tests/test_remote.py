@@ -54,7 +54,38 @@ def test_photographs_and_lists_of_them_by_uri(bucket: Path, tmp_path_factory: py
     uris = [f"file://{bucket}/é.jpg", f"file://{bucket}/a 100% #1?.JPG"]
     listed = tmp_path_factory.mktemp("lists") / "photos.lst"
     listed.write_text("\n".join(uris), encoding="utf-8")
-    assert keys(*uris) == keys(str(listed)) == uris
+    assert keys(*uris) == keys(str(listed)) == keys(f"file://{listed}") == uris
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.jpg", ["b.jpg", "é.jpg"]),
+        ("[ab]*", ["a 100% #1?.JPG", "b.jpg"]),
+        ("?.jpg", ["b.jpg", "é.jpg"]),
+        ("*/*.jpg", ["more/c.jpg"]),
+        ("**/*.jpg", ["b.jpg", "more/c.jpg", "é.jpg"]),
+        (".*.jpg", []),  # found, and left out as in a folder of this machine
+        (".trash/*", [".trash/d.jpg"]),
+        ("m*", []),
+    ],
+)
+def test_globs(pattern: str, found: list[str], bucket: Path):
+    uri = f"file://{bucket}"
+    items = list(find_items([f"{uri}/{pattern}"]))
+    assert [item.key for item in items if not item.problem] == [f"{uri}/{name}" for name in found]
+    local = [str(Path(key).relative_to(bucket)) for key in keys(f"{bucket}/{pattern}")]
+    assert found == [] or local == found, "as on this machine"
+
+
+def test_a_folder_that_a_glob_matches_is_entered_if_asked(bucket: Path):
+    assert keys(f"file://{bucket}/m*", recursive=True) == [f"file://{bucket}/more/c.jpg"]
+
+
+def test_a_list_that_is_not_there_and_a_glob_that_matches_nothing(tmp_path: Path):
+    missing, nothing = find_items([f"file://{tmp_path}/none.txt", f"file://{tmp_path}/*.png"])
+    assert missing.problem.startswith("cannot be read: ")
+    assert nothing.problem == "matches no file"
 
 
 def test_what_is_read_is_what_is_there(bucket: Path):
@@ -85,6 +116,11 @@ def test_what_is_not_there_is_found_out(name: str, tmp_path: Path):
     with pytest.raises(ImageError, match=r"cannot be read: .*No such file") as caught:
         item.source()
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_glob_is_a_wrong_input(bucket: Path):
+    with pytest.raises(OptionsError, match=r"e\*\*: Invalid pattern: '\*\*' can only be an entire"):
+        keys(f"file://{bucket}/more**")
 
 
 def test_an_unknown_scheme_is_a_wrong_input():

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from captioner.batch.remote import is_remote, list_files, open_file, read_file
+from captioner.batch.remote import exists, is_remote, list_files, match_files, open_file, read_file
 from captioner.errors import ImageError
 
 __all__ = ["IMAGE_SUFFIXES", "Item", "find_items", "read_list"]
@@ -72,10 +72,10 @@ def find_items(
 
     An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken; a ``.tar`` shard,
     likewise; a glob, where no file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line;
-    or a photograph, whatever its suffix. URIs name folders, shards and photographs of object stores. A folder
-    is entered once, however many links lead to it, so no loop of links goes on for ever. Hidden files are
-    left out unless they are named. What cannot be read becomes an item with a ``problem``; a file that is not
-    there is found out when it is opened.
+    or a photograph, whatever its suffix. URIs name the same in object stores. A folder is entered once,
+    however many links lead to it, so no loop of links goes on for ever. Hidden files are left out unless they
+    are named. What cannot be read becomes an item with a ``problem``; a file that is not there is found out
+    when it is opened.
 
     Args:
         inputs: paths and globs.
@@ -107,29 +107,41 @@ class _Finder:
                     yield item
 
     def _input(self, name: str) -> Iterator[Item]:
-        if is_remote(name):
-            yield from self._path(name)
-            return
+        try:
+            yield from self._remote_input(name) if is_remote(name) else self._local_input(name)
+        except OSError as error:
+            yield _unreadable(name, error)
+
+    def _local_input(self, name: str) -> Iterator[Item]:
         if os.path.abspath(name) in self.ignore or _is_sidecar(name):
             return
-        exists = os.path.exists(name)
-        if exists and _suffix(name) in LIST_SUFFIXES and not os.path.isdir(name):
-            try:
-                with open(name, "rb") as file:
-                    paths = read_list(file.read())
-            except OSError as error:
-                yield _unreadable(name, error)
-                return
-            for path in paths:
-                yield from self._path(path)
-        elif not exists and glob.has_magic(name):
+        there = os.path.exists(name)
+        if there and _suffix(name) in LIST_SUFFIXES and not os.path.isdir(name):
+            with open(name, "rb") as file:
+                yield from self._listed(file.read())
+        elif not there and glob.has_magic(name):
             matches = sorted(glob.iglob(name, recursive=True), key=os.fsencode)
-            for match in matches:
-                yield from self._found(match, os.path.basename(match), is_folder=os.path.isdir(match))
-            if not matches:
-                yield Item(name, name, problem="matches no file")
+            yield from self._matched(name, [(match, os.path.isdir(match)) for match in matches])
         else:
             yield from self._path(name)
+
+    def _remote_input(self, uri: str) -> Iterator[Item]:
+        if _suffix(uri) in LIST_SUFFIXES:
+            yield from self._listed(read_file(uri))
+        elif glob.has_magic(uri) and not exists(uri):
+            yield from self._matched(uri, match_files(uri))
+        else:
+            yield from self._path(uri)
+
+    def _listed(self, data: bytes) -> Iterator[Item]:
+        for path in read_list(data):
+            yield from self._path(path)
+
+    def _matched(self, pattern: str, matches: Sequence[tuple[str, bool]]) -> Iterator[Item]:
+        for path, is_folder in matches:
+            yield from self._found(path, os.path.basename(path), is_folder=is_folder)
+        if not matches:
+            yield Item(pattern, pattern, problem="matches no file")
 
     def _path(self, path: str) -> Iterator[Item]:
         """What is named, whatever its suffix."""
@@ -151,7 +163,7 @@ class _Finder:
             return
         if is_folder:
             if self.recursive:
-                yield from self._folder(path)
+                yield from self._path(path)
         elif _suffix(name) in IMAGE_SUFFIXES:
             yield Item(path, path)
 

@@ -12,12 +12,20 @@ from typing import Any, BinaryIO, cast
 
 from captioner.errors import OptionsError
 
-__all__ = ["is_remote", "list_files", "open_file", "read_file"]
+__all__ = ["exists", "is_remote", "list_files", "match_files", "open_file", "read_file"]
 
 
 def is_remote(path: str) -> bool:
     """Whether a path is a URI."""
     return re.match(r"[a-z][a-z\d+.-]+://", path) is not None
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder has this name; errors are those of :func:`list_files`."""
+    filesystem, path = _locate(uri)
+    from pyarrow.fs import FileType  # type: ignore[import-untyped]
+
+    return bool(filesystem.get_file_info(path).type != FileType.NotFound)
 
 
 def list_files(uri: str, *, recursive: bool) -> list[str] | None:
@@ -28,13 +36,35 @@ def list_files(uri: str, *, recursive: bool) -> list[str] | None:
         OSError: the store cannot be reached, or does not let us in.
     """
     filesystem, path = _locate(uri)
-    from pyarrow.fs import FileSelector, FileType  # type: ignore[import-untyped]
+    from pyarrow.fs import FileSelector, FileType
 
     if filesystem.get_file_info(path).type != FileType.Directory:
         return None
     found = filesystem.get_file_info(FileSelector(path, recursive=recursive))
     files = [info.path.removeprefix(path) for info in found if info.type == FileType.File]
     return [uri.rstrip("/") + file for file in sorted(files)]
+
+
+def match_files(uri: str) -> list[tuple[str, bool]]:
+    """What a glob matches, in order, and whether it is a folder; ``**`` stands for any number of folders.
+
+    As in a shell, wildcards leave out what is hidden. Errors are those of :func:`list_files`; ``a**b`` is an
+    OptionsError too.
+    """
+    store = "/".join(uri.split("/")[:3])  # s3://bucket
+    filesystem, root = _locate(store)
+    from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+
+    pattern = root + uri.removeprefix(store)
+    try:
+        found = ArrowFSWrapper(filesystem).glob(pattern, detail=True)
+    except ValueError as error:
+        raise OptionsError(f"{uri}: {error}") from error
+    return [
+        (store + path.removeprefix(root), info["type"] == "directory")
+        for path, info in sorted(found.items())
+        if path.count("/.") == pattern.count("/.")
+    ]
 
 
 def open_file(path: str) -> BinaryIO:
