@@ -142,8 +142,8 @@ class RegionEncoder(nn.Module):
     """Feature map -> region tokens: projection, 2-D position, tag tokens, self-attention over all of them.
 
     Attributes:
-        token_dropout: share of each photo's tokens that a training step leaves out, for it to set
-            (PatchDropout, Liu et al. 2023).
+        token_dropout: share of the tokens that a training step leaves out, for it to set (PatchDropout, Liu
+            et al. 2023, but the same tokens of all its photos).
     """
 
     MAX_GRID = 32
@@ -168,19 +168,13 @@ class RegionEncoder(nn.Module):
         if self.tags is not None:
             tokens = torch.cat([tokens, self.tags(features, word_embedding)], dim=1)
         if self.training and self.token_dropout:
-            tokens = leave_out(tokens, self.token_dropout)
+            kept = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
+            tokens = tokens[:, torch.randperm(tokens.shape[1], device=tokens.device)[:kept]]
         tokens = self.dropout(tokens)
         for layer in self.layers:
             tokens = layer(tokens)
         final: Tensor = self.final_norm(tokens)
         return final
-
-
-def leave_out(tokens: Tensor, share: float) -> Tensor:
-    """``(B, R, D)`` without a share of each photo's tokens, drawn at random; the others keep their order."""
-    kept = max(1, round(tokens.shape[1] * (1 - share)))
-    order = torch.rand(tokens.shape[:2], device=tokens.device).topk(kept).indices.sort().values
-    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 class CaptionModel(nn.Module):

@@ -21,7 +21,7 @@ from captioner.cli import main
 from captioner.coco import CocoCaptions
 from captioner.generation import DecodeRules
 from captioner.load import load
-from captioner.model import leave_out
+from captioner.model import RegionEncoder
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
@@ -132,14 +132,16 @@ def test_self_critical_training_sees_all_region_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[float] = []
+    forward = RegionEncoder.forward
 
-    def spy(tokens: torch.Tensor, share: float) -> torch.Tensor:
-        shares.append(share)
-        return leave_out(tokens, share)
+    def spy(encoder: RegionEncoder, features: torch.Tensor, words: torch.nn.Embedding) -> torch.Tensor:
+        if encoder.training:
+            shares.append(encoder.token_dropout)
+        return forward(encoder, features, words)
 
-    monkeypatch.setattr("captioner.model.leave_out", spy)
+    monkeypatch.setattr(RegionEncoder, "forward", spy)
     run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, token_dropout=0.25))
-    assert shares == [0.25] * 8, "at each of the 8 steps of the first epoch, and at none after it"
+    assert shares == [0.25] * 8 + [0.0] * 8, "8 steps of each epoch"
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:

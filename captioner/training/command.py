@@ -46,7 +46,7 @@ def train(
     dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
     token_dropout: Annotated[
         float,
-        _setting("Share of a photo's region tokens left out in cross-entropy training.", min=0, max=0.95),
+        _setting("Share of region tokens left out at each step of cross-entropy.", min=0, max=0.95),
     ] = 0.0,
     epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
     frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,

@@ -20,7 +20,7 @@ class TrainingOptions:
     """How to train.
 
     Attributes:
-        token_dropout: share of each photo's region tokens that a step of cross-entropy training leaves out.
+        token_dropout: share of the region tokens that a step of cross-entropy training leaves out.
         epochs: passes of cross-entropy training over the main photo set.
         frozen_epochs: how many of these, from the first, leave the whole backbone as it is: what a decoder
             that knows nothing yet would ask of it is noise.
