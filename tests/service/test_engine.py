@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from images import draw_noise, encode
 from standins import Crashing, Held, Recording, SmallMemory, names
 
-from captioner import GenerationOptions, ImageTypeError, OptionsError, StreamEvent
+from captioner import GenerationOptions, ImageTypeError, OptionsError, PreparedImage, StreamEvent
 from service.engine import DeadlineError, Engine, InferenceError, NotReadyError, QueueFullError, Upload
 from service.metrics import Metrics
 
@@ -186,11 +186,22 @@ def test_a_crash_answers_its_own_batch_and_no_other():
     run(test())
 
 
+class HeldCrashing(Held, Crashing):
+    def check(self, images: Sequence[PreparedImage]) -> None:
+        Held.check(self, images)
+        Crashing.check(self, images)
+
+
 def test_a_model_that_fails_for_good_is_told():
     async def test() -> None:
-        async with running(Crashing(), max_batch=1, batch_window=0) as engine:
-            calls = [engine.caption([upload(name)], OPTIONS) for name in ("fatal", "next")]
-            results = await asyncio.gather(*calls, return_exceptions=True)
+        captioner = HeldCrashing()
+        async with running(captioner, max_batch=1, batch_window=0) as engine:
+            fatal = asyncio.create_task(engine.caption([upload("fatal")], OPTIONS))
+            await until(captioner.busy.is_set)
+            behind = asyncio.create_task(engine.caption([upload("behind")], OPTIONS))
+            await until(lambda: waiting(engine) == 1)
+            captioner.go.set()
+            results = await asyncio.gather(fatal, behind, return_exceptions=True)
             assert [type(result) for result in results] == [InferenceError, InferenceError]
             await until(lambda: not engine.alive)
             with pytest.raises(NotReadyError, match="restarted"):
