@@ -152,6 +152,15 @@ def test_the_command_takes_uris(bucket: Path, tmp_path_factory: pytest.TempPathF
     assert [record.get("duplicate_of") for record in found] == [None, *[found[0]["file"]] * 3]
 
 
+@pytest.mark.parametrize("wrong", ["ftp://example.org/photos", "file:///a**b.jpg"])
+def test_a_wrong_uri_is_one_line(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["batch", wrong, "--output", str(tmp_path / "captions.jsonl")]
+    assert main(argv, load=lambda name, /, *, device, dtype: FakeCaptioner()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"captioner: {wrong.removesuffix('/photos')}")
+    assert len(said.splitlines()) == 1
+
+
 def test_sidecars_of_a_store_are_refused(bucket: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["batch", f"file://{bucket}", "--sidecar", "txt", "--output", str(bucket / "captions.jsonl")]
     assert main(argv, load=lambda name, /, *, device, dtype: FakeCaptioner()) == 2

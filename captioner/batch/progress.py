@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from threading import Thread
 from time import monotonic
 from types import TracebackType
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from captioner.batch.items import Item
 from captioner.batch.run import Counts
 from captioner.commandline import complain
+from captioner.errors import CaptionerError
 
 __all__ = ["ProgressReport"]
 
@@ -64,7 +66,8 @@ class ProgressReport:
         self._bar.stop()
 
     def _count(self) -> None:
-        self.total = sum(1 for _ in self._items())
+        with suppress(CaptionerError):  # the run meets it, too, and tells
+            self.total = sum(1 for _ in self._items())
 
     def update(self, counts: Counts) -> None:
         """Tell, if it is time to."""

@@ -54,12 +54,14 @@ def match_files(uri: str) -> list[tuple[str, bool]]:
     store = "/".join(uri.split("/")[:3])  # s3://bucket
     filesystem, root = _locate(store)
     from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+    from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
     pattern = root + uri.removeprefix(store)
     try:
-        found = ArrowFSWrapper(filesystem).glob(pattern, detail=True)
+        glob_translate(pattern)  # which glob() does too, but only when it has listed the whole store
     except ValueError as error:
         raise OptionsError(f"{uri}: {error}") from error
+    found = ArrowFSWrapper(filesystem).glob(pattern, detail=True)
     return [
         (store + path.removeprefix(root), info["type"] == "directory")
         for path, info in sorted(found.items())
