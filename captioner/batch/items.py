@@ -146,16 +146,19 @@ class _Finder:
     def _path(self, path: str) -> Iterator[Item]:
         """What is named, whatever its suffix."""
         is_file = _suffix(path) in IMAGE_SUFFIXES | {".tar"}  # or else the store would be asked about each
-        if is_remote(path) and not is_file and (files := self._remote_files(path)) is not None:
-            yield from files
-        elif os.path.isdir(path):
-            yield from self._folder(path)
-        elif _suffix(path) == ".tar":
-            yield from self._shard(path)
-        elif path.lower().endswith(COMPRESSED):
-            yield Item(path, path, problem="is a compressed shard: unpack it to a .tar")
-        else:
-            yield Item(path, path)
+        try:
+            if is_remote(path) and not is_file and (files := self._remote_files(path)) is not None:
+                yield from files
+            elif os.path.isdir(path):
+                yield from self._folder(path)
+            elif _suffix(path) == ".tar":
+                yield from self._shard(path)
+            elif path.lower().endswith(COMPRESSED):
+                yield Item(path, path, problem="is a compressed shard: unpack it to a .tar")
+            else:
+                yield Item(path, path)
+        except OSError as error:
+            yield _unreadable(path, error)
 
     def _found(self, path: str, name: str, *, is_folder: bool) -> Iterator[Item]:
         """What was come across, if it looks like a photograph or may hold some."""
@@ -168,25 +171,18 @@ class _Finder:
             yield Item(path, path)
 
     def _folder(self, path: str) -> Iterator[Item]:
-        try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in self.folders:
-                return
-            self.folders.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            yield _unreadable(path, error)
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in self.folders:
             return
+        self.folders.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in found:
             yield from self._found(entry.path, entry.name, is_folder=os.path.isdir(entry))
 
     def _remote_files(self, uri: str) -> list[Item] | None:
         """A folder's photographs; None for what is no folder."""
-        try:
-            files = list_files(uri, recursive=self.recursive)
-        except OSError as error:
-            return [_unreadable(uri, error)]
+        files = list_files(uri, recursive=self.recursive)
         if files is None:
             return None
         below = len(uri.rstrip("/")) + 1
@@ -205,8 +201,6 @@ class _Finder:
                     is_photo = member.isreg() and _suffix(name) in IMAGE_SUFFIXES
                     if is_photo and not self._is_excluded(key, name):
                         yield Item(key, path, member.offset_data, member.size)
-        except OSError as error:
-            yield _unreadable(path, error)
         except tarfile.TarError as error:
             yield Item(path, path, problem=f"is a damaged tar shard, or none ({error})")
 

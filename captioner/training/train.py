@@ -243,7 +243,6 @@ def train(
     report: Callable[[Progress], None],
 ) -> None:
     """Train ``checkpoint.model`` on a main and at most one extra photo set; resume what ``output`` holds."""
-    torch.manual_seed(options.seed)
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(checkpoint, options, output)
     trainer.load_state()
