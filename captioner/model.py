@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +105,13 @@ class RegionLayer(nn.Module):
         return out
 
 
+class Tags(NamedTuple):
+    """What the backbone's classifier sees: classes ``(B, 8)``, and their probabilities 0 to 1 alike."""
+
+    classes: Tensor
+    scores: Tensor
+
+
 class TagTokens(nn.Module):
     """The backbone's own ImageNet classes as extra region tokens (after Oscar, Li et al. 2020).
 
@@ -123,8 +130,8 @@ class TagTokens(nn.Module):
         self.register_buffer("head_words", torch.zeros(config.classes, dtype=torch.int64))
         self.head_words: Tensor
 
-    def forward(self, features: Tensor, word_embedding: nn.Embedding) -> Tensor:
-        """Feature map ``(B, C, h, w)`` -> tag tokens ``(B, 8, D)``."""
+    def find(self, features: Tensor) -> Tags:
+        """Feature map ``(B, C, h, w)`` -> the 8 likeliest classes of the whole and of its quarters."""
         size = tuple((2 * side + 1) // 3 for side in features.shape[-2:])
         stride = tuple(max(1, side - part) for side, part in zip(features.shape[-2:], size, strict=True))
         quarters = F.avg_pool2d(features, size, stride).flatten(2).transpose(1, 2)  # (B, 4, C)
@@ -132,9 +139,12 @@ class TagTokens(nn.Module):
         top = self.classifier(whole).log_softmax(-1).topk(self.WHOLE)
         parts = self.classifier(quarters).log_softmax(-1).topk(self.QUARTER)
         classes = torch.cat([top.indices, parts.indices.flatten(1)], dim=1)
-        scores = torch.cat([top.values, parts.values.flatten(1)], dim=1)
-        words = word_embedding(self.head_words[classes])
-        tokens: Tensor = words + self.class_embedding(classes) + scores.exp()[..., None] * self.score
+        return Tags(classes, torch.cat([top.values, parts.values.flatten(1)], dim=1).exp())
+
+    def forward(self, tags: Tags, word_embedding: nn.Embedding) -> Tensor:
+        """Classes ``(B, 8)`` -> tag tokens ``(B, 8, D)``."""
+        words = word_embedding(self.head_words[tags.classes])
+        tokens: Tensor = words + self.class_embedding(tags.classes) + tags.scores[..., None] * self.score
         return tokens
 
 
@@ -157,16 +167,18 @@ class RegionEncoder(nn.Module):
         self.tags = TagTokens(features, config) if config.classes else None
         self.token_dropout = 0.0
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(RegionLayer(config) for _ in range(config.layers))
+        layers = nn.ModuleList(RegionLayer(config) for _ in range(config.layers))
+        self.layers = cast("list[RegionLayer]", layers)  # a ModuleList has no type for what it holds
         self.final_norm = nn.LayerNorm(config.width)
 
-    def forward(self, features: Tensor, word_embedding: nn.Embedding) -> Tensor:
-        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``."""
+    def forward(self, features: Tensor, word_embedding: nn.Embedding, tags: Tags | None = None) -> Tensor:
+        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``; ``tags`` are found in the features if not given."""
         height, width = features.shape[-2:]
         position = self.rows.weight[:height, None] + self.columns.weight[None, :width]  # (h, w, D)
         tokens = self.project(self.norm(features.flatten(2).transpose(1, 2))) + position.flatten(0, 1)
         if self.tags is not None:
-            tokens = torch.cat([tokens, self.tags(features, word_embedding)], dim=1)
+            found = self.tags.find(features) if tags is None else tags
+            tokens = torch.cat([tokens, self.tags(found, word_embedding)], dim=1)
         if self.training and self.token_dropout:
             kept = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
             tokens = tokens[:, torch.randperm(tokens.shape[1], device=tokens.device)[:kept]]
@@ -190,10 +202,11 @@ class CaptionModel(nn.Module):
             if part is not None:
                 part.apply(_initialise)
 
-    def encode(self, x: Tensor, *, start: int = 0) -> EncodedImages:
+    def encode(self, x: Tensor, *, start: int = 0, tags: Tags | None = None) -> EncodedImages:
         """Normalised pixel values ``(B, 3, H, W)`` -> region tokens.
 
-        ``start`` is for training: ``x`` is then what the backbone's stages below ``start`` gave.
+        ``start`` and ``tags`` are for training: ``x`` is then what the backbone's stages below ``start``
+        gave, and the tag tokens are those of ``tags`` instead of what the features say.
         """
         features = self.backbone.run(x, start)
         if features.ndim == 4:
@@ -204,7 +217,7 @@ class CaptionModel(nn.Module):
         if self.regions is not None:
             if features.ndim == 3:
                 features = features[:, self.backbone.prefix :].transpose(1, 2).reshape(len(x), -1, *grid)
-            return EncodedImages(self.regions(features, self.decoder.word_embedding), grid, 0)
+            return EncodedImages(self.regions(features, self.decoder.word_embedding, tags), grid, 0)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,10 @@ class CaptionTokenizer:
         return spans
 
 
-def train_word_tokenizer(captions: Iterable[str], *, min_count: int = 4) -> CaptionTokenizer:
-    """A word-level tokenizer over the words that occur at least ``min_count`` times.
+def train_word_tokenizer(
+    captions: Iterable[str], *, min_count: int = 4, words: Collection[str] = ()
+) -> CaptionTokenizer:
+    """A word-level tokenizer over ``words`` and those that occur at least ``min_count`` times.
 
     Text is lower-cased and loses its punctuation, as the metrics of the field prescribe; clitics such as
     ``'s`` are tokens of their own.
@@ -159,7 +161,8 @@ def train_word_tokenizer(captions: Iterable[str], *, min_count: int = 4) -> Capt
     normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     counts = Counter(word for caption in captions for word, _ in split(normalize(caption)))
     kept = sorted(
-        (word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w)
+        {word for word, count in counts.items() if count >= min_count}.union(words),
+        key=lambda w: (-counts[w], w),
     )
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *kept])}
     tokenizer.model = models.WordLevel(vocabulary, "<unk>")

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
+import torch
 from timm.data import ImageNetInfo
+from tiny import tiny_checkpoint
 
+from captioner.decoder import DecoderConfig
+from captioner.model import CaptionModel, ModelConfig, RegionConfig, Tags
 from captioner.tokenizer import train_word_tokenizer
-from captioner.training.initial import FEW, head_word_ids
+from captioner.training.initial import class_words, favour_copying, tag_word_ids
 
-LINES = resources.files("captioner.training").joinpath("imagenet_words.txt").read_text("utf-8").splitlines()
-NAMES = [line.split("\t")[0] for line in LINES]
-
-
-def test_each_class_of_imagenet_has_its_line():
-    info = ImageNetInfo("imagenet-1k")
-    assert [info.index_to_description(index).lower().split(", ")[0] for index in range(1000)] == NAMES
+INFO = ImageNetInfo("imagenet-1k")
+NAMES = [INFO.index_to_description(index).lower().split(", ")[0] for index in range(1000)]
 
 
-def test_a_tag_is_the_most_telling_word_that_captions_know():
-    captions = (
-        ["a cup of coffee"] * FEW  # espresso: "coffee"
-        + ["a taxi"] * (FEW - 1)  # cab: "taxi cab car", of which only "car" is used enough
-        + ["a car"] * FEW
-        + ["a van"] * 5  # ambulance: "ambulance van", neither used enough
-        + ["an ambulance"] * 4
-        + ["a pizza"] * 3  # too few for the vocabulary
+def test_each_class_has_its_everyday_word():
+    words = dict(zip(NAMES, class_words(), strict=True))
+    assert (words["espresso"], words["tabby"], words["zebra"]) == ("coffee", "cat", "zebra")
+    assert sum(word == "" for word in words.values()) < 50
+
+
+def test_tag_words_are_in_the_vocabulary_though_no_caption_says_them():
+    words = class_words()
+    tokenizer = train_word_tokenizer(["a dog"] * 4, words={word for word in words if word})
+    ids = dict(zip(NAMES, tag_word_ids(tokenizer, words).tolist(), strict=True))
+    assert tokenizer.decode([ids["espresso"]]) == "coffee"
+    assert tokenizer.decode([ids["beagle"]]) == "dog"
+    assert ids["guillotine"] == tokenizer.config.unk_id
+
+
+@torch.inference_mode()
+def test_an_untrained_decoder_says_what_tags_say():
+    torch.manual_seed(0)
+    regions = RegionConfig(width=96, layers=1, heads=6, mlp_width=96, classes=10)
+    decoder = DecoderConfig(
+        vocab_size=20, width=96, layers=2, heads=6, mlp_width=96, max_positions=8, region_width=96
     )
-    tokenizer = train_word_tokenizer(captions)
-    ids = head_word_ids(captions, tokenizer).tolist()
-    words = {name: tokenizer.decode([token]) for name, token in zip(NAMES, ids, strict=True)}
-    assert (words["espresso"], words["cab"], words["ambulance"]) == ("coffee", "car", "van")
-    assert ids[NAMES.index("pizza")] == ids[NAMES.index("guillotine")] == tokenizer.config.unk_id
+    model = CaptionModel(
+        ModelConfig(backbone=tiny_checkpoint().model.config.backbone, regions=regions, decoder=decoder)
+    ).eval()
+    model.regions.tags.head_words = words = torch.arange(10, 20)
+    tags = Tags(torch.arange(10)[:, None].expand(10, 8), torch.full((10, 8), 0.5))  # a photo of each class
+
+    def chance_of_the_tags_word() -> float:
+        tokens = model.regions(torch.randn(10, 24, 2, 2), model.decoder.word_embedding, tags)
+        hidden, _ = model.decoder(torch.ones(10, 1, 1, dtype=torch.int64), model.decoder.cross_cache(tokens))
+        return float(model.decoder.logits(hidden)[:, 0, 0, words].softmax(-1).diagonal().mean())
+
+    assert chance_of_the_tags_word() < 0.15
+    favour_copying(model)
+    assert chance_of_the_tags_word() > 0.4

@@ -48,6 +48,10 @@ def train(
         float,
         _setting("Share of region tokens left out at each step of cross-entropy.", min=0, max=0.95),
     ] = 0.0,
+    tag_swap: Annotated[
+        float,
+        _setting("Share of photos whose tag word is swapped, in tags and captions alike.", min=0, max=1),
+    ] = 0.0,
     epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
     frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,
     scst_epochs: Annotated[int, _setting("Passes of self-critical training after it.")] = 7,
@@ -108,6 +112,7 @@ def train(
     checkpoint.model.to(resolve_device(device))
     options = TrainingOptions(
         token_dropout=token_dropout,
+        tag_swap=tag_swap,
         epochs=epochs,
         frozen_epochs=frozen_epochs,
         scst_epochs=scst_epochs,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.decoder import DecoderConfig
@@ -20,9 +19,6 @@ from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
 from captioner.vision import BackboneConfig
 
 __all__ = ["initial_checkpoint"]
-
-FEW = 8
-"""A word in fewer captions than this is learned badly: a more usual one takes its place as a tag."""
 
 EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 3, 3, 4, 4, 5, 1], "stem": 32}
 
@@ -55,7 +51,8 @@ def initial_checkpoint(
     Raises:
         CheckpointError: the backbone's weights cannot be read or do not fit.
     """
-    tokenizer = train_word_tokenizer(captions)
+    tag_words = class_words()
+    tokenizer = train_word_tokenizer(captions, words={word for word in tag_words if word})
     heads, mlp_width = width // 64, 4 * width
     config = ModelConfig(
         backbone=BackboneConfig(
@@ -79,7 +76,8 @@ def initial_checkpoint(
     _load_partly(model, read_backbone(backbone), backbone)
     assert model.regions is not None
     assert model.regions.tags is not None
-    model.regions.tags.head_words = head_word_ids(captions, tokenizer)
+    model.regions.tags.head_words = tag_word_ids(tokenizer, tag_words)
+    favour_copying(model)
     processor = ImageProcessor(size=image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Checkpoint(model=model, tokenizer=tokenizer, processor=processor, description=description)
 
@@ -114,19 +112,42 @@ def _load_partly(model: CaptionModel, tensors: dict[str, Tensor], source: Path) 
         )
 
 
-def head_word_ids(captions: Sequence[str], tokenizer: CaptionTokenizer) -> Tensor:
-    """For each ImageNet class the id of the word that captions use for it, of the unknown word if none.
-
-    ``imagenet_words.txt`` has a class a line: its name, a tab, and words from the most telling to the most
-    general. The first that enough captions use is taken, else the most frequent of those that any uses.
-    """
-    counts = Counter(token for caption in captions for token in set(tokenizer.encode(caption)))
+def class_words() -> list[str]:
+    """For each ImageNet class the word of everyday English for it; empty where there is none."""
     lines = resources.files(__package__).joinpath("imagenet_words.txt").read_text("utf-8").splitlines()
-    ids = []
-    for line in lines:
-        words = line.partition("\t")[2].split()
-        known = [token for word in words if (token := tokenizer.token_id(word)) is not None]
-        frequent = (token for token in known if counts[token] >= FEW)
-        rest = max(known, key=lambda token: counts[token], default=tokenizer.config.unk_id)
-        ids.append(next(frequent, rest))
-    return torch.tensor(ids)
+    return [next(iter(line.partition("\t")[2].split()), "") for line in lines]
+
+
+def tag_word_ids(tokenizer: CaptionTokenizer, words: Sequence[str]) -> Tensor:
+    """The ids of class words ``(classes,)``: the unknown word's where a class has none."""
+    ids = [tokenizer.token_id(word) for word in words]
+    return torch.tensor([tokenizer.config.unk_id if token is None else token for token in ids])
+
+
+def favour_copying(model: CaptionModel) -> None:
+    """Let half of the heads of the last cross-attention start as a pointer that says the words of the tags.
+
+    All tags share a mark, in channels that these heads do not copy, and their queries look for it; their
+    values and their output pass on other channels, with the embedding of the tag's word, which is the
+    output's too. What training then learns is when to attend to which tag, which serves all words: from
+    random weights that does not come about in the epochs that small photo sets allow.
+    """
+    assert model.regions is not None
+    assert model.regions.tags is not None
+    attention = model.decoder.blocks[-1].cross_attention
+    width = attention.out.weight.shape[0]
+    size = width // attention.heads
+    copied = attention.heads // 2 * size
+    nn.init.normal_(model.decoder.word_embedding.weight, std=width**-0.5)  # a norm of 1
+    with torch.no_grad():
+        for layer in model.regions.layers:  # which would else drown the words
+            layer.attention.out.weight.zero_()
+            layer.mlp.fc2.weight.zero_()
+        mark = model.regions.tags.class_embedding.weight
+        mark.zero_()
+        mark[:, -size:] = 2 * size**-0.5  # a norm of 2
+        for query in range(0, copied, size):  # the first channel of each of these heads
+            attention.kv.weight[query, -size:] += 0.5 * size**-0.5
+            attention.q.bias[query] = 5.0
+        attention.kv.weight[width : width + copied] = torch.eye(copied, width)
+        attention.out.weight[:, :copied] = 2.5 * torch.eye(width, copied)

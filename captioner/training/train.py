@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, 
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.precision import depthwise_in_float32, fast_step
 from captioner.training.scst import SelfCritic
+from captioner.training.swap import TagSwap
 
 __all__ = ["cross_entropy", "train"]
 
@@ -73,6 +74,10 @@ class Trainer:
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.history: list[dict[str, Any]] = []
         config = checkpoint.tokenizer.config
+        tags = self.model.regions.tags if self.model.regions else None
+        self.swap = (
+            TagSwap(tags, checkpoint.tokenizer, options.tag_swap) if tags and options.tag_swap else None
+        )
         self.rules = DecodeRules(
             prompt_ids=config.start_ids,
             eos_id=config.eos_id,
@@ -300,13 +305,22 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
         )
 
 
-def _loss(trainer: Trainer, parts: tuple[Batch, ...], critic: SelfCritic) -> Tensor:
+def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic) -> Tensor:
     """What a step makes smaller: the extra set counts by its share of captions, always by cross-entropy."""
     options, model = trainer.options, trainer.model
     activations = torch.cat([part.activations.float() for part in parts])
     features = model.backbone.run(activations, trainer.frozen_stages)
-    encoded = model.encode(features, start=model.backbone.num_stages).region_tokens
-    main_tokens, *extra_tokens = torch.split(encoded, [len(part.photos) for part in parts])
+    sizes = [len(part.photos) for part in parts]
+    tags = None
+    if trainer.swap is not None:
+        tags, parts = trainer.swap.tags.find(features), list(parts)
+        classes = list(torch.split(tags.classes, sizes))
+        for index in range(len(parts)):
+            if index > 0 or trainer.phase == "xe":  # rewards are for the main photos' own captions
+                parts[index], classes[index] = trainer.swap(parts[index], classes[index])
+        tags = tags._replace(classes=torch.cat(classes))
+    encoded = model.encode(features, start=model.backbone.num_stages, tags=tags).region_tokens
+    main_tokens, *extra_tokens = torch.split(encoded, sizes)
     main, *extra = parts
     if trainer.phase == "scst":
         loss = critic.loss(model, main, main_tokens)
