@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import torch
 from timm.data import ImageNetInfo
 from tiny import tiny_checkpoint
@@ -16,6 +18,8 @@ NAMES = [INFO.index_to_description(index).lower().split(", ")[0] for index in ra
 
 
 def test_each_class_has_its_everyday_word():
+    lines = resources.files("captioner.training").joinpath("imagenet_words.txt").read_text("utf-8")
+    assert [line.split("\t")[0] for line in lines.splitlines()] == NAMES
     words = dict(zip(NAMES, class_words(), strict=True))
     assert (words["espresso"], words["tabby"], words["zebra"]) == ("coffee", "cat", "zebra")
     assert sum(word == "" for word in words.values()) < 50

@@ -47,8 +47,9 @@ def test_tags_and_captions_are_swapped_together_with_the_article():
 
 def test_what_captions_do_not_say_is_not_swapped():
     once, none, both = ["a dog runs", "a man"], ["a man", "a man"], ["a dog", "a dog and an owl"]
-    before = batch(once, none, both)
-    tags = [[0, 2], [0, 2], [0, 3]]
+    unknown = ["a zebra", "a zebra"]
+    before = batch(once, none, both, unknown)
+    tags = [[0, 2], [0, 2], [0, 3], [3, 3]]
     after, classes = swap(1.0, before, tags)
     assert (texts(after.input_ids), classes) == (texts(before.input_ids), tags)
 

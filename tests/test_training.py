@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.scst import SelfCritic
+from captioner.training.swap import TagSwap
 from captioner.training.train import train
 
 COLOURS = {"red": "a red ball on the beach", "green": "a brown dog runs through the green grass"}
@@ -134,14 +136,27 @@ def test_self_critical_training_sees_all_region_tokens(
     shares: list[float] = []
     forward = RegionEncoder.forward
 
-    def spy(encoder: RegionEncoder, features: torch.Tensor, words: torch.nn.Embedding) -> torch.Tensor:
+    def spy(encoder: RegionEncoder, *inputs: Any) -> torch.Tensor:
         if encoder.training:
             shares.append(encoder.token_dropout)
-        return forward(encoder, features, words)
+        return forward(encoder, *inputs)
 
     monkeypatch.setattr(RegionEncoder, "forward", spy)
     run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, token_dropout=0.25))
     assert shares == [0.25] * 8 + [0.0] * 8, "8 steps of each epoch"
+
+
+def test_tags_are_swapped_but_those_whose_captions_are_rewarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped: list[int] = []
+    monkeypatch.setattr(
+        TagSwap,
+        "__call__",
+        lambda _, batch, classes: (swapped.append(len(batch.photos)), (batch, classes))[1],
+    )
+    run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, tag_swap=0.5))
+    assert swapped == [2, 1] * 8 + [1] * 8, "of 2 main photos and 1 extra a step, first both, then the extra"
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:

@@ -29,8 +29,8 @@ class TagSwap:
     """
 
     def __init__(self, tags: TagTokens, tokenizer: CaptionTokenizer, share: float) -> None:
-        self.tags, self.share = tags, share
-        self.classes = (tags.head_words != tokenizer.config.unk_id).nonzero()[:, 0].tolist()
+        self.tags, self.unknown, self.share = tags, tokenizer.config.unk_id, share
+        self.classes = (tags.head_words != self.unknown).nonzero()[:, 0].tolist()
         a, an = tokenizer.token_id("a"), tokenizer.token_id("an")
         self.article = {
             word: (an, a) if tokenizer.decode([word])[0] in "aeiou" else (a, an)
@@ -43,7 +43,8 @@ class TagSwap:
         classes, inputs, targets = classes.clone(), batch.input_ids.clone(), batch.targets.clone()
         for i in (torch.rand(len(classes)) < self.share).nonzero()[:, 0].tolist():
             words = self.tags.head_words[classes[i]]
-            said = (inputs[i, :, :, None] == words).any(1).sum(0)  # how many captions say each tag's word
+            known = words.where(words != self.unknown, -1)  # which no caption says
+            said = (inputs[i, :, :, None] == known).any(1).sum(0)  # how many captions say each tag's word
             if int(said.max()) < min(2, inputs.shape[1]):
                 continue
             old = int(words[said.argmax()])
