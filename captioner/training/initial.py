@@ -52,7 +52,7 @@ def initial_checkpoint(
         CheckpointError: the backbone's weights cannot be read or do not fit.
     """
     tag_words = class_words()
-    tokenizer = train_word_tokenizer(captions, words={word for word in tag_words if word})
+    tokenizer = train_word_tokenizer(captions, words=set(tag_words) - {""})
     heads, mlp_width = width // 64, 4 * width
     config = ModelConfig(
         backbone=BackboneConfig(
@@ -115,7 +115,7 @@ def _load_partly(model: CaptionModel, tensors: dict[str, Tensor], source: Path) 
 def class_words() -> list[str]:
     """For each ImageNet class the word of everyday English for it; empty where there is none."""
     lines = resources.files(__package__).joinpath("imagenet_words.txt").read_text("utf-8").splitlines()
-    return [next(iter(line.partition("\t")[2].split()), "") for line in lines]
+    return [line.partition("\t")[2] for line in lines]
 
 
 def tag_word_ids(tokenizer: CaptionTokenizer, words: Sequence[str]) -> Tensor:

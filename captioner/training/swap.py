@@ -29,12 +29,13 @@ class TagSwap:
     """
 
     def __init__(self, tags: TagTokens, tokenizer: CaptionTokenizer, share: float) -> None:
-        self.tags, self.unknown, self.share = tags, tokenizer.config.unk_id, share
-        self.classes = (tags.head_words != self.unknown).nonzero()[:, 0].tolist()
+        self.tags, self.share = tags, share
+        self.words = tags.head_words.where(tags.head_words != tokenizer.config.unk_id, -1)  # -1: none
+        self.classes = (self.words >= 0).nonzero()[:, 0].tolist()
         a, an = tokenizer.token_id("a"), tokenizer.token_id("an")
         self.article = {
             word: (an, a) if tokenizer.decode([word])[0] in "aeiou" else (a, an)
-            for word in set(tags.head_words[self.classes].tolist())
+            for word in set(self.words[self.classes].tolist())
             if a is not None and an is not None
         }
 
@@ -42,14 +43,13 @@ class TagSwap:
         """Copies of a batch and of its photos' tag classes ``(B, 8)``, with some photos' words swapped."""
         classes, inputs, targets = classes.clone(), batch.input_ids.clone(), batch.targets.clone()
         for i in (torch.rand(len(classes)) < self.share).nonzero()[:, 0].tolist():
-            words = self.tags.head_words[classes[i]]
-            known = words.where(words != self.unknown, -1)  # which no caption says
-            said = (inputs[i, :, :, None] == known).any(1).sum(0)  # how many captions say each tag's word
+            words = self.words[classes[i]]
+            said = (inputs[i, :, :, None] == words).any(1).sum(0)  # how many captions say each tag's word
             if int(said.max()) < min(2, inputs.shape[1]):
                 continue
             old = int(words[said.argmax()])
             other = self.classes[int(torch.randint(len(self.classes), ()))]
-            new = int(self.tags.head_words[other])
+            new = int(self.words[other])
             if not (inputs[i] == new).any():
                 classes[i, words == old] = other
                 self._replace(inputs[i], old, new)
