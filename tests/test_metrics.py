@@ -167,6 +167,21 @@ def test_a_word_that_every_image_has_weighs_nothing() -> None:
     assert CiderScorer({1: [["a", "dog"]]}).score(1, ["a", "dog"]) == 0
 
 
+def test_agreement_is_the_mean_score_against_several_images() -> None:
+    references = {
+        "a": [["red", "dog", "runs"], ["red", "cat", "sleeps"]],
+        "b": [["one", "bird", "sleeps"]],
+        "c": [["red", "bird", "runs"]],
+    }
+    scorer = CiderScorer(references)
+    caption = ["red", "bird", "sleeps"]  # as long as all of them, no word twice: nothing is clipped
+    expected = 0.25 * scorer.score("a", caption) + 0.75 * scorer.score("b", caption)
+    assert expected > 1
+    assert scorer.agreement(scorer.mean_vector({"a": 0.25, "b": 0.75}), caption) == pytest.approx(expected)
+    assert scorer.agreement(scorer.mean_vector({}), caption) == 0
+    assert scorer.agreement(scorer.mean_vector({"a": 1.0}), []) == 0
+
+
 def test_an_unknown_image_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         CiderScorer({1: [["a"]]}).score(2, ["a"])

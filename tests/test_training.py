@@ -23,10 +23,11 @@ from captioner.coco import CocoCaptions
 from captioner.generation import DecodeRules
 from captioner.load import load
 from captioner.model import RegionEncoder
+from captioner.training import train as training
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
-from captioner.training.scst import SelfCritic
+from captioner.training.scst import SelfCritic, find_neighbours
 from captioner.training.swap import TagSwap
 from captioner.training.train import train
 
@@ -234,9 +235,51 @@ def test_captions_that_break_off_get_no_reward(tmp_path: Path) -> None:
     critic = SelfCritic(photos.coco, tokenizer, rules, num_beams=2, max_words=8)
 
     def reward(text: str, *end: int) -> float:
-        return critic._reward(0, (*tokenizer.encode(text), *end))
+        return critic._rewards(0, [(*tokenizer.encode(text), *end)])[0]
 
     whole = reward(COLOURS["red"], config.eos_id)
     assert whole > reward("a red ball on the grass", config.eos_id) > 0
     assert reward(COLOURS["red"]) == 0, "it has no end"
     assert reward("a red ball on the", config.eos_id) == 0, "it ends on an article"
+
+
+def test_neighbours_look_alike() -> None:
+    torch.manual_seed(0)
+    kinds = torch.randn(2, 8)
+    features = kinds[[0, 1, 0, 1, 0, 1]] + 0.1 * torch.randn(6, 8)
+    neighbours = find_neighbours(features, count=2)
+    assert [set(others) for others in neighbours] == [{2, 4}, {3, 5}, {0, 4}, {1, 5}, {0, 2}, {1, 3}]
+    assert all(sum(others.values()) == pytest.approx(1) for others in neighbours)
+    assert [len(others) for others in find_neighbours(features)] == [5] * 6, "as many as there are"
+
+
+def test_agreement_with_alike_photos_is_rewarded(tmp_path: Path) -> None:
+    photos = photo_set(tmp_path / "photos", count=4)
+    checkpoint = tiny_checkpoint()
+    tokenizer = checkpoint.tokenizer
+    config = tokenizer.config
+    rules = DecodeRules(prompt_ids=config.start_ids, eos_id=config.eos_id, pad_id=config.pad_id)
+    neighbours = [{1: 0.25, 2: 0.75}, {}, {}, {}]  # photo 0 is red: 1 is green, 2 red
+
+    def reward(text: str, consensus: float) -> float:
+        critic = SelfCritic(photos.coco, tokenizer, rules, 2, 8, neighbours=neighbours, consensus=consensus)
+        return critic._rewards(0, [(*tokenizer.encode(text), config.eos_id)])[0]
+
+    red, green = COLOURS["red"], COLOURS["green"]
+    assert reward(green, 0) == 0
+    assert 0.9 < reward(green, 2) / (10 * 2 * 0.25) <= 1, "all but the end, which the reward does not ask for"
+    assert 0.9 < (reward(red, 2) - reward(red, 0)) / (10 * 2 * 0.75) <= 1
+    critic = SelfCritic(photos.coco, tokenizer, rules, 2, 8, neighbours=neighbours, consensus=2)
+    assert critic._rewards(0, [tuple(tokenizer.encode(green))]) == [0.0], "it has no end"
+
+
+def test_self_critical_training_asks_photos_that_look_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[int, float]] = []
+    monkeypatch.setattr(
+        training, "find_neighbours", lambda features: asked.extend(find_neighbours(features, 7)) or asked
+    )
+    run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=2, consensus=1.0))
+    assert len(asked) == 16, "once, not in each epoch"
+    assert all(len(others) == 7 and photo not in others for photo, others in enumerate(asked))

@@ -48,6 +48,10 @@ def train(
         float,
         _setting("Share of region tokens left out at each step of cross-entropy.", min=0, max=0.95),
     ] = 0.0,
+    consensus: Annotated[
+        float,
+        _setting("Weight, in the reward, of agreement with the captions of photos that look alike.", min=0),
+    ] = 0.0,
     tag_swap: Annotated[
         float,
         _setting("Share of photos whose tag word is swapped, in tags and captions alike.", min=0, max=1),
@@ -113,6 +117,7 @@ def train(
     options = TrainingOptions(
         token_dropout=token_dropout,
         tag_swap=tag_swap,
+        consensus=consensus,
         epochs=epochs,
         frozen_epochs=frozen_epochs,
         scst_epochs=scst_epochs,

@@ -69,6 +69,13 @@ class ActivationCache:
         mapped: npt.NDArray[np.float16] = np.load(self.path(view), mmap_mode="r")
         return mapped
 
+    def parts(self, view: int, size: int = 64) -> Iterator[Tensor]:
+        """Batches of a view in the photos' order, float32: ``(B, C, h, w)`` or ``(B, tokens, C)``."""
+        stored = self.open(view)
+        for start in range(0, len(stored), size):
+            part = torch.from_numpy(stored[start : start + size].astype(np.float32))
+            yield part.permute(0, 3, 1, 2) if part.ndim == 4 else part
+
     def build(
         self, view: int, files: Sequence[Path], processor: ImageProcessor, backbone: Backbone, stages: int
     ) -> Iterator[int]:

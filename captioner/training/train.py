@@ -31,7 +31,7 @@ from captioner.model import CaptionModel
 from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.precision import depthwise_in_float32, fast_step
-from captioner.training.scst import SelfCritic
+from captioner.training.scst import SelfCritic, find_neighbours
 from captioner.training.swap import TagSwap
 
 __all__ = ["cross_entropy", "train"]
@@ -194,17 +194,14 @@ class Trainer:
         """Scores of the averaged weights on the validation photos, by beam search; the best are kept."""
         self.exchange_weights()
         self.model.eval()
-        tokenizer, activations = self.checkpoint.tokenizer, cache.open(0)
         options = GenerationOptions(num_beams=self.options.num_beams, max_length=self.options.max_words + 1)
-        hypotheses = {}
+        captions: list[str] = []
         with torch.inference_mode():
-            for start in range(0, len(coco.images), 64):
-                part = torch.from_numpy(activations[start : start + 64].astype("float32"))
-                part = (part.permute(0, 3, 1, 2) if part.ndim == 4 else part).to(self.device)
-                encoded = self.model.encode(part, start=self.frozen_stages)
+            for part in cache.parts(0):
+                encoded = self.model.encode(part.to(self.device), start=self.frozen_stages)
                 found = generate(self.model.decoder, encoded.region_tokens, options, self.rules)
-                for image, best in zip(coco.images[start : start + 64], found, strict=True):
-                    hypotheses[image.id] = tokenizer.decode(best[0].token_ids)
+                captions += [self.checkpoint.tokenizer.decode(best[0].token_ids) for best in found]
+        hypotheses = {image.id: caption for image, caption in zip(coco.images, captions, strict=True)}
         scores = score(coco.captions, hypotheses, meteor=False).to_dict()
         cider = scores["cider"]
         assert cider is not None
@@ -213,6 +210,27 @@ class Trainer:
             save_checkpoint(self.checkpoint, self.output)
         self.exchange_weights()
         return scores
+
+    def self_critic(self, coco: CocoCaptions, cache: ActivationCache) -> SelfCritic:
+        """What rewards captions of the main photo set; made once the encoder no longer changes."""
+        options, neighbours = self.options, []
+        if options.consensus:
+            self.model.eval()
+            with torch.inference_mode():
+                maps = (
+                    self.model.backbone.run(x.to(self.device), self.frozen_stages) for x in cache.parts(0)
+                )
+                features = torch.cat([x.flatten(2).mean(2) if x.ndim == 4 else x.mean(1) for x in maps])
+            neighbours = find_neighbours(features)
+        return SelfCritic(
+            coco,
+            self.checkpoint.tokenizer,
+            self.rules,
+            options.scst_beams,
+            options.max_words,
+            neighbours=neighbours,
+            consensus=options.consensus,
+        )
 
 
 def build_caches(
@@ -260,11 +278,11 @@ def train(
         )
         for s, cache, size in zip(train_sets, caches, sizes, strict=False)
     ]
-    critic = SelfCritic(
-        train_sets[0].coco, checkpoint.tokenizer, trainer.rules, options.scst_beams, options.max_words
-    )
+    critic = None
     while trainer.epoch < options.epochs + options.scst_epochs:
         last = None
+        if trainer.phase == "scst" and critic is None:
+            critic = trainer.self_critic(train_sets[0].coco, caches[0])
         for last in _epoch(trainer, sets, critic):
             report(last)
         trainer.epoch += 1
@@ -275,7 +293,7 @@ def train(
         report(Progress(**{**asdict(last), "scores": scores}))
 
 
-def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iterator[Progress]:
+def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic | None) -> Iterator[Progress]:
     options = trainer.options
     config = trainer.checkpoint.tokenizer.config
     steps = len(sets[0]) // options.photos
@@ -305,8 +323,11 @@ def _epoch(trainer: Trainer, sets: list[CaptionSet], critic: SelfCritic) -> Iter
         )
 
 
-def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic) -> Tensor:
-    """What a step makes smaller: the extra set counts by its share of captions, always by cross-entropy."""
+def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic | None) -> Tensor:
+    """What a step makes smaller: the extra set counts by its share of captions, always by cross-entropy.
+
+    The main set counts by cross-entropy too, or by the rewards of a ``critic``.
+    """
     options, model = trainer.options, trainer.model
     activations = torch.cat([part.activations.float() for part in parts])
     features = model.backbone.run(activations, trainer.frozen_stages)
@@ -316,13 +337,13 @@ def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic) -> Tenso
         tags, parts = trainer.swap.tags.find(features), list(parts)
         classes = list(torch.split(tags.classes, sizes))
         for index in range(len(parts)):
-            if index > 0 or trainer.phase == "xe":  # rewards are for the main photos' own captions
+            if index > 0 or critic is None:  # rewards are for the main photos' own captions
                 parts[index], classes[index] = trainer.swap(parts[index], classes[index])
         tags = tags._replace(classes=torch.cat(classes))
     encoded = model.encode(features, start=model.backbone.num_stages, tags=tags).region_tokens
     main_tokens, *extra_tokens = torch.split(encoded, sizes)
     main, *extra = parts
-    if trainer.phase == "scst":
+    if critic is not None:
         loss = critic.loss(model, main, main_tokens)
     else:
         loss = cross_entropy(model, main, main_tokens, label_smoothing=options.label_smoothing)
