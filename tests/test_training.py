@@ -251,6 +251,14 @@ def test_neighbours_look_alike() -> None:
     assert [set(others) for others in neighbours] == [{2, 4}, {3, 5}, {0, 4}, {1, 5}, {0, 2}, {1, 3}]
     assert all(sum(others.values()) == pytest.approx(1) for others in neighbours)
     assert [len(others) for others in find_neighbours(features)] == [5] * 6, "as many as there are"
+    assert find_neighbours(features[:1]) == [{}]
+
+
+def test_no_photo_of_thousands_is_its_own_neighbour() -> None:
+    torch.manual_seed(0)
+    neighbours = find_neighbours(torch.randn(1500, 2), count=1)
+    assert len(neighbours) == 1500
+    assert all(photo not in others for photo, others in enumerate(neighbours))
 
 
 def test_agreement_with_alike_photos_is_rewarded(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def find_neighbours(features: Tensor, count: int = 60) -> list[dict[int, float]]
     Returns:
         For each photo its neighbours' places in the set, with the squared cosines, scaled to a sum of 1.
     """
-    scaled = F.normalize((features - features.mean(0)) / (features.std(0) + 1e-3))
+    scaled = F.normalize((features - features.mean(0)) / (features.std(0, correction=0) + 1e-3))
     neighbours = []
     for start in range(0, len(scaled), 1024):
         alike = scaled[start : start + 1024] @ scaled.T
@@ -129,13 +129,14 @@ class SelfCritic:
         return [[hypothesis.token_ids for hypothesis in image] for image in found]
 
     def _rewards(self, photo: int, captions: Sequence[tuple[int, ...]]) -> list[float]:
-        alike = self.scorer.mean_vector(self.neighbours[photo]) if self.consensus else {}
+        alike = self.scorer.mean_vector(self.neighbours[photo]) if self.consensus else None
         rewards = []
         for ids in captions:
             words = [EOS_WORD if token == self.eos else str(token) for token in ids]
             if words[-1] != EOS_WORD or (len(ids) > 1 and ids[-2] in self.never_last):
                 rewards.append(0.0)
-            else:
-                agreement = self.consensus * self.scorer.agreement(alike, words[:-1])
-                rewards.append(self.scorer.score(photo, words) + agreement)
+                continue
+            rewards.append(self.scorer.score(photo, words))
+            if alike is not None:
+                rewards[-1] += self.consensus * self.scorer.agreement(alike, words[:-1])
         return rewards
