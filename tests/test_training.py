@@ -227,20 +227,22 @@ def test_it_goes_on_from_a_whole_model(finished: Path, tmp_path: Path) -> None:
     assert (output / "tokenizer.json").read_bytes() == (finished / "out" / "tokenizer.json").read_bytes()
 
 
-def test_captions_that_break_off_get_no_reward(tmp_path: Path) -> None:
-    photos, checkpoint = photo_set(tmp_path / "photos", count=2), tiny_checkpoint()
-    tokenizer = checkpoint.tokenizer
+def reward(photos: PhotoSet, text: str, *, ended: bool = True, **consensus: Any) -> float:
+    """What a caption of the first photo is worth."""
+    tokenizer = tiny_checkpoint().tokenizer
     config = tokenizer.config
     rules = DecodeRules(prompt_ids=config.start_ids, eos_id=config.eos_id, pad_id=config.pad_id)
-    critic = SelfCritic(photos.coco, tokenizer, rules, num_beams=2, max_words=8)
+    critic = SelfCritic(photos.coco, tokenizer, rules, num_beams=2, max_words=8, **consensus)
+    (worth,) = critic._rewards(0, [(*tokenizer.encode(text), *([config.eos_id] if ended else []))])
+    return worth
 
-    def reward(text: str, *end: int) -> float:
-        return critic._rewards(0, [(*tokenizer.encode(text), *end)])[0]
 
-    whole = reward(COLOURS["red"], config.eos_id)
-    assert whole > reward("a red ball on the grass", config.eos_id) > 0
-    assert reward(COLOURS["red"]) == 0, "it has no end"
-    assert reward("a red ball on the", config.eos_id) == 0, "it ends on an article"
+def test_captions_that_break_off_get_no_reward(tmp_path: Path) -> None:
+    photos = photo_set(tmp_path / "photos", count=2)
+    whole = reward(photos, COLOURS["red"])
+    assert whole > reward(photos, "a red ball on the grass") > 0
+    assert reward(photos, COLOURS["red"], ended=False) == 0, "it has no end"
+    assert reward(photos, "a red ball on the") == 0, "it ends on an article"
 
 
 def test_neighbours_look_alike() -> None:
@@ -263,22 +265,16 @@ def test_no_photo_of_thousands_is_its_own_neighbour() -> None:
 
 def test_agreement_with_alike_photos_is_rewarded(tmp_path: Path) -> None:
     photos = photo_set(tmp_path / "photos", count=4)
-    checkpoint = tiny_checkpoint()
-    tokenizer = checkpoint.tokenizer
-    config = tokenizer.config
-    rules = DecodeRules(prompt_ids=config.start_ids, eos_id=config.eos_id, pad_id=config.pad_id)
-    neighbours = [{1: 0.25, 2: 0.75}, {}, {}, {}]  # photo 0 is red: 1 is green, 2 red
-
-    def reward(text: str, consensus: float) -> float:
-        critic = SelfCritic(photos.coco, tokenizer, rules, 2, 8, neighbours=neighbours, consensus=consensus)
-        return critic._rewards(0, [(*tokenizer.encode(text), config.eos_id)])[0]
-
     red, green = COLOURS["red"], COLOURS["green"]
-    assert reward(green, 0) == 0
-    assert 0.9 < reward(green, 2) / (10 * 2 * 0.25) <= 1, "all but the end, which the reward does not ask for"
-    assert 0.9 < (reward(red, 2) - reward(red, 0)) / (10 * 2 * 0.75) <= 1
-    critic = SelfCritic(photos.coco, tokenizer, rules, 2, 8, neighbours=neighbours, consensus=2)
-    assert critic._rewards(0, [tuple(tokenizer.encode(green))]) == [0.0], "it has no end"
+    alike = {
+        "neighbours": [{1: 0.25, 2: 0.75}, {}, {}, {}],
+        "consensus": 2,
+    }  # photo 0 is red: 1 is green, 2 red
+    assert reward(photos, green) == 0
+    agreed = reward(photos, green, **alike)
+    assert 0.9 < agreed / (10 * 2 * 0.25) <= 1, "all but the end, which the reward does not ask for"
+    assert 0.9 < (reward(photos, red, **alike) - reward(photos, red)) / (10 * 2 * 0.75) <= 1
+    assert reward(photos, green, ended=False, **alike) == 0, "it has no end"
 
 
 def test_self_critical_training_asks_photos_that_look_alike(

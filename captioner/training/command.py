@@ -47,33 +47,49 @@ def train(
     token_dropout: Annotated[
         float,
         _setting("Share of region tokens left out at each step of cross-entropy.", min=0, max=0.95),
-    ] = 0.0,
+    ] = TrainingOptions.token_dropout,
     consensus: Annotated[
         float,
         _setting("Weight, in the reward, of agreement with the captions of photos that look alike.", min=0),
-    ] = 0.0,
+    ] = TrainingOptions.consensus,
     tag_swap: Annotated[
         float,
         _setting("Share of photos whose tag word is swapped, in tags and captions alike.", min=0, max=1),
-    ] = 0.0,
-    epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = 7,
-    frozen_epochs: Annotated[int, _setting("Of these, how many first leave the backbone as it is.")] = 3,
-    scst_epochs: Annotated[int, _setting("Passes of self-critical training after it.")] = 7,
-    learning_rate: Annotated[float, _setting("Its peak in cross-entropy training.")] = 6e-4,
+    ] = TrainingOptions.tag_swap,
+    epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = TrainingOptions.epochs,
+    frozen_epochs: Annotated[
+        int, _setting("Of these, how many first leave the backbone as it is.")
+    ] = TrainingOptions.frozen_epochs,
+    scst_epochs: Annotated[
+        int, _setting("Passes of self-critical training after it.")
+    ] = TrainingOptions.scst_epochs,
+    learning_rate: Annotated[
+        float, _setting("Its peak in cross-entropy training.")
+    ] = TrainingOptions.learning_rate,
     backbone_rate: Annotated[
         float, _setting("Factor on it for the backbone's upper stages; 0 freezes them.")
-    ] = 0.1,
-    scst_rate: Annotated[float, _setting("Learning rate of self-critical training.")] = 5e-5,
+    ] = TrainingOptions.backbone_rate,
+    scst_rate: Annotated[
+        float, _setting("Learning rate of self-critical training.")
+    ] = TrainingOptions.scst_rate,
     frozen_stages: Annotated[
         int, _setting("First stages of the backbone that never change and whose output is kept on disk.")
-    ] = 6,
-    views: Annotated[int, _setting("Augmented views of each photo.")] = 4,
-    extra_views: Annotated[int, _setting("Likewise of the second set's photos.")] = 2,
-    photos: Annotated[int, _setting("Photos in a batch, each with all its captions.")] = 20,
-    extra_photos: Annotated[int, _setting("Photos of the second set beside them.")] = 10,
-    max_words: Annotated[int, _setting("Longer captions are cut.")] = 20,
-    precision: Annotated[Precision, _setting("Of the arithmetic; auto takes what is faster here.")] = "auto",
-    seed: Annotated[int, _setting("Of everything random.")] = 0,
+    ] = TrainingOptions.frozen_stages,
+    views: Annotated[int, _setting("Augmented views of each photo.")] = TrainingOptions.views,
+    extra_views: Annotated[
+        int, _setting("Likewise of the second set's photos.")
+    ] = TrainingOptions.extra_views,
+    photos: Annotated[
+        int, _setting("Photos in a batch, each with all its captions.")
+    ] = TrainingOptions.photos,
+    extra_photos: Annotated[
+        int, _setting("Photos of the second set beside them.")
+    ] = TrainingOptions.extra_photos,
+    max_words: Annotated[int, _setting("Longer captions are cut.")] = TrainingOptions.max_words,
+    precision: Annotated[
+        Precision, _setting("Of the arithmetic; auto takes what is faster here.")
+    ] = TrainingOptions.precision,
+    seed: Annotated[int, _setting("Of everything random.")] = TrainingOptions.seed,
 ) -> None:
     """Train a captioning model; the same command goes on where a killed run stopped."""
     if find_spec("matplotlib") is None:

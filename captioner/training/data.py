@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,8 +74,7 @@ class ActivationCache:
         """Batches of a view in the photos' order, float32: ``(B, C, h, w)`` or ``(B, tokens, C)``."""
         stored = self.open(view)
         for start in range(0, len(stored), size):
-            part = torch.from_numpy(stored[start : start + size].astype(np.float32))
-            yield part.permute(0, 3, 1, 2) if part.ndim == 4 else part
+            yield _activations(stored[start : start + size].astype(np.float32))
 
     def build(
         self, view: int, files: Sequence[Path], processor: ImageProcessor, backbone: Backbone, stages: int
@@ -220,7 +220,11 @@ def _batch(
     targets = padded[:, :, 1:].clone()
     targets[(targets == pad_id) | (targets == unk_id)] = IGNORE
     stacked = np.stack([opened[view][photo] for photo, view in zip(photos, chosen, strict=True)])
-    activations = torch.from_numpy(stacked)
-    if activations.ndim == 4:
-        activations = activations.permute(0, 3, 1, 2)  # channels last in memory, as the backbone wants it
-    return Batch(photos, activations, padded[:, :, :-1].contiguous(), targets)
+    return Batch(photos, _activations(stacked), padded[:, :, :-1].contiguous(), targets)
+
+
+def _activations(stored: npt.NDArray[Any]) -> Tensor:
+    tensor = torch.from_numpy(stored)
+    if tensor.ndim == 4:
+        tensor = tensor.permute(0, 3, 1, 2)  # channels last in memory, as the backbone wants it
+    return tensor

@@ -129,6 +129,7 @@ class SelfCritic:
         return [[hypothesis.token_ids for hypothesis in image] for image in found]
 
     def _rewards(self, photo: int, captions: Sequence[tuple[int, ...]]) -> list[float]:
+        # made anew in each epoch: some 5,000 n-grams a photo are too many to keep
         alike = self.scorer.mean_vector(self.neighbours[photo]) if self.consensus else None
         rewards = []
         for ids in captions:

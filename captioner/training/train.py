@@ -220,7 +220,7 @@ class Trainer:
                 maps = (
                     self.model.backbone.run(x.to(self.device), self.frozen_stages) for x in cache.parts(0)
                 )
-                features = torch.cat([x.flatten(2).mean(2) if x.ndim == 4 else x.mean(1) for x in maps])
+                features = torch.cat([x.mean((2, 3)) if x.ndim == 4 else x.mean(1) for x in maps])
             neighbours = find_neighbours(features)
         return SelfCritic(
             coco,
