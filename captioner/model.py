@@ -33,6 +33,7 @@ class RegionConfig:
         mlp_width: hidden units of each MLP.
         dropout: probability with which training drops a channel.
         classes: ImageNet classes that the backbone's classifier knows; 0 for no tag tokens.
+        words: caption words that the word head knows; 0 for no word tags. They need ``classes``.
     """
 
     width: int
@@ -41,6 +42,7 @@ class RegionConfig:
     mlp_width: int
     dropout: float = 0.0
     classes: int = 0
+    words: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,31 +108,62 @@ class RegionLayer(nn.Module):
 
 
 class Tags(NamedTuple):
-    """What the backbone's classifier sees: classes ``(B, 8)``, and their probabilities 0 to 1 alike."""
+    """What a photo's tag tokens stand for, and how sure that is, 0 to 1; ``(B, n)`` alike.
 
-    classes: Tensor
+    A tag is a class of the backbone's classifier, or, counted on from there, a word of the word head.
+    """
+
+    tags: Tensor
     scores: Tensor
+
+    def join(self, others: Tags) -> Tags:
+        """These tags of each photo, then the others."""
+        return Tags(
+            torch.cat([self.tags, others.tags], dim=1), torch.cat([self.scores, others.scores], dim=1)
+        )
+
+    def pick(self, photos: list[int]) -> Tags:
+        """Those of some photos."""
+        return Tags(self.tags[photos], self.scores[photos])
 
 
 class TagTokens(nn.Module):
-    """The backbone's own ImageNet classes as extra region tokens (after Oscar, Li et al. 2020).
+    """The backbone's own ImageNet classes as extra region tokens (after Oscar, Li et al. 2020), and words.
 
     Classes are scored over the whole photo and over its four overlapping quarters, so that a small thing in
     a corner has its say. A tag token is the embedding of the class's head word ("tabby cat" -> "cat"), which
     is the decoder's own embedding of it, plus what training learned of the class.
+
+    Word tags do the same for words that captions say and no class names ("kitchen", "running", "red"): those
+    that the word head, a linear regression on the mean feature, finds most captions of the photo to say.
     """
 
-    WHOLE, QUARTER = 4, 1  # tags from the whole photo and from each quarter
+    WHOLE, QUARTER = 4, 1  # class tags from the whole photo and from each quarter
+    CLASSES = WHOLE + 4 * QUARTER
+    WORDS = 12
 
     def __init__(self, features: int, config: RegionConfig) -> None:
         super().__init__()
+        self.classes, tags = config.classes, config.classes + config.words
         self.classifier = Linear(features, config.classes)
-        self.class_embedding = nn.Embedding(config.classes, config.width)
+        self.class_embedding = nn.Embedding(tags, config.width)
         self.score = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("head_words", torch.zeros(config.classes, dtype=torch.int64))
+        self.register_buffer("head_words", torch.zeros(tags, dtype=torch.int64))
         self.head_words: Tensor
+        self.word_head = Linear(features, config.words) if config.words else None
+        if self.word_head is not None:
+            self.word_score = nn.Parameter(torch.zeros(config.width))
+            self.register_buffer("word_prior", torch.zeros(config.words))
+            self.word_prior: Tensor
 
     def find(self, features: Tensor) -> Tags:
+        """Feature map ``(B, C, h, w)`` -> the photo's class tags, then its word tags if there are any."""
+        classes = self.find_classes(features)
+        if self.word_head is None:
+            return classes
+        return classes.join(self.likely_words(self.word_head(features.mean((2, 3)))))
+
+    def find_classes(self, features: Tensor) -> Tags:
         """Feature map ``(B, C, h, w)`` -> the 8 likeliest classes of the whole and of its quarters."""
         size = tuple((2 * side + 1) // 3 for side in features.shape[-2:])
         stride = tuple(max(1, side - part) for side, part in zip(features.shape[-2:], size, strict=True))
@@ -141,10 +174,21 @@ class TagTokens(nn.Module):
         classes = torch.cat([top.indices, parts.indices.flatten(1)], dim=1)
         return Tags(classes, torch.cat([top.values, parts.values.flatten(1)], dim=1).exp())
 
+    def likely_words(self, shares: Tensor) -> Tags:
+        """The share of a photo's captions that say each word, ``(B, words)`` -> its 12 word tags.
+
+        They are those with the largest shares, less half of what photos in general have: that is no news.
+        """
+        words = (shares - 0.5 * self.word_prior).topk(min(self.WORDS, shares.shape[1])).indices
+        return Tags(words + self.classes, shares.gather(1, words).clamp(min=0))
+
     def forward(self, tags: Tags, word_embedding: nn.Embedding) -> Tensor:
-        """Classes ``(B, 8)`` -> tag tokens ``(B, 8, D)``."""
-        words = word_embedding(self.head_words[tags.classes])
-        tokens: Tensor = words + self.class_embedding(tags.classes) + tags.scores[..., None] * self.score
+        """Tags ``(B, n)`` -> tag tokens ``(B, n, D)``."""
+        words = word_embedding(self.head_words[tags.tags])
+        score: Tensor = self.score
+        if self.word_head is not None:
+            score = torch.where((tags.tags < self.classes)[..., None], score, self.word_score)
+        tokens: Tensor = words + self.class_embedding(tags.tags) + tags.scores[..., None] * score
         return tokens
 
 

@@ -167,7 +167,7 @@ def test_a_word_that_every_image_has_weighs_nothing() -> None:
     assert CiderScorer({1: [["a", "dog"]]}).score(1, ["a", "dog"]) == 0
 
 
-def test_agreement_is_the_mean_score_against_several_images() -> None:
+def test_agreement_with_a_mixture_is_the_mean_score_against_its_images() -> None:
     references = {
         "a": [["red", "dog", "runs"], ["red", "cat", "sleeps"]],
         "b": [["one", "bird", "sleeps"]],
@@ -177,9 +177,13 @@ def test_agreement_is_the_mean_score_against_several_images() -> None:
     caption = ["red", "bird", "sleeps"]  # as long as all of them, no word twice: nothing is clipped
     expected = 0.25 * scorer.score("a", caption) + 0.75 * scorer.score("b", caption)
     assert expected > 1
-    assert scorer.agreement(scorer.mean_vector({"a": 0.25, "b": 0.75}), caption) == pytest.approx(expected)
-    assert scorer.agreement(scorer.mean_vector({}), caption) == 0
-    assert scorer.agreement(scorer.mean_vector({"a": 1.0}), []) == 0
+    a, b = scorer.mean_vector("a"), scorer.mean_vector("b")
+
+    def mixture(ngram: tuple[str, ...]) -> float:
+        return 0.25 * a.get(ngram, 0.0) + 0.75 * b.get(ngram, 0.0)
+
+    assert scorer.agreement(mixture, caption) == pytest.approx(expected)
+    assert scorer.agreement(mixture, []) == 0
 
 
 def test_an_unknown_image_is_a_key_error() -> None:

@@ -160,11 +160,13 @@ def assert_last(decoder: TextDecoder, texts: Tensor, region_tokens: Tensor, hidd
     torch.testing.assert_close(hidden, whole[:, :, -1:])
 
 
-def tag_tokens(classes: int = 10, features: int = 6, width: int = 4) -> tuple[TagTokens, nn.Embedding]:
+def tag_tokens(
+    classes: int = 10, features: int = 6, width: int = 4, said: int = 0
+) -> tuple[TagTokens, nn.Embedding]:
     torch.manual_seed(0)
-    config = RegionConfig(width=width, layers=1, heads=1, mlp_width=4, classes=classes)
+    config = RegionConfig(width=width, layers=1, heads=1, mlp_width=4, classes=classes, words=said)
     tags, words = TagTokens(features, config), nn.Embedding(30, width)
-    tags.head_words = torch.randint(0, 30, (classes,))
+    tags.head_words = torch.randint(0, 30, (classes + said,))
     nn.init.normal_(tags.score)
     return tags.eval(), words
 
@@ -191,7 +193,39 @@ def test_a_thing_in_a_corner_is_the_tag_of_its_quarter_alone():
     tags.classifier.bias[5] = 10.0  # what a photo shows where nothing else is
     features = torch.zeros(1, 6, 9, 9)
     features[0, 0, 8, 0] = 1.0  # bottom left
-    assert tags.find(features).classes[0, 4:].tolist() == [5, 5, 3, 5]
+    assert tags.find(features).tags[0, 4:].tolist() == [5, 5, 3, 5]
+
+
+@torch.inference_mode()
+def test_word_tags_are_what_captions_of_such_a_photo_say_more_than_of_others():
+    tags, words = tag_tokens(said=14)
+    nn.init.normal_(tags.word_score)
+    shares = torch.tensor([0.9, 0.6, 0.5, *[0.1] * 9, 0.05, -0.2])
+    tags.word_prior.copy_(torch.tensor([0.9, 0.8, 0.1, *[0.1] * 11]))  # 0.45, 0.2, 0.45, 0.05, …, 0, -0.25
+    tags.word_head.weight.zero_()
+    tags.word_head.weight[1, 0] = 1.0
+    tags.word_head.bias.copy_(shares)
+    features = torch.zeros(2, 6, 3, 3)
+    features[1, 0, 0, 0] = 9.0  # a mean of 1: there, every caption has one more of the second word
+    found = tags.find(features)
+    assert found.tags.shape == (2, 8 + 12)
+    assert torch.equal(found.tags[:, :8], tags.find_classes(features).tags)
+    assert set(found.tags[0, 8:10].tolist()) == {10, 12}, "words are counted on from the classes"
+    assert found.tags[1, 8] == 11
+    assert {22, 23}.isdisjoint(found.tags[:, 8:].flatten().tolist())
+    torch.testing.assert_close(found.scores[1, 8], torch.tensor(1.6))
+    expected = words.weight[tags.head_words[11]] + tags.class_embedding.weight[11] + 1.6 * tags.word_score
+    torch.testing.assert_close(tags(found, words)[1, 8], expected)
+
+
+@torch.inference_mode()
+def test_few_words_are_all_tags_and_none_has_a_score_below_0():
+    tags, _ = tag_tokens(said=3)
+    tags.word_head.weight.zero_()
+    tags.word_head.bias.copy_(torch.tensor([0.1, -0.1, 0.2]))
+    found = tags.find(torch.zeros(1, 6, 3, 3))
+    assert found.tags[0, 8:].tolist() == [12, 10, 11]
+    torch.testing.assert_close(found.scores[0, 8:], torch.tensor([0.2, 0.1, 0.0]))
 
 
 @pytest.mark.parametrize("side", range(2, 13))

@@ -54,6 +54,18 @@ def test_what_captions_do_not_say_is_not_swapped():
     assert (texts(after.input_ids), classes) == (texts(before.input_ids), tags)
 
 
+def test_only_classes_names_are_swapped_and_in_word_tags_too():
+    tags = TagTokens(1, RegionConfig(width=4, layers=1, heads=1, mlp_width=4, classes=2, words=2))
+    man = WORDS.token_id("man")
+    tags.head_words = torch.tensor([DOG, OWL, DOG, man])
+    before = batch(["a dog and a man", "a man and a dog"], ["a man", "a man"])
+    torch.manual_seed(3)  # whose first class drawn is the owl
+    classes = [[0] * 8 + [2, 3]] * 2
+    after, swapped = TagSwap(tags, WORDS, 1.0)(before, torch.tensor(classes))
+    assert swapped.tolist() == [[1] * 8 + [1, 3], classes[1]], "man is a word that no class has"
+    assert texts(after.targets) == [["an owl and a man", "a man and an owl"], ["a man", "a man"]]
+
+
 def test_one_caption_is_enough_where_there_is_but_one():
     after, classes = swap(1.0, batch(["a dog runs"]), [[0]])
     assert (texts(after.targets), classes) == ([["an owl runs"]], [[2]])

@@ -78,6 +78,8 @@ def test_a_run_ends_with_a_model_and_its_curve(data: Path, capsys: pytest.Captur
         (None, ["--photos", "7"], "a batch takes 7 photos, but there are 6"),
         (None, ["--extra-images", "."], "go together"),
         (None, [*SMALL, "--device", "toaster"], "unknown device"),
+        (None, [*SMALL, "--word-tags"], "no word is in the captions of 20 photos"),
+        (None, ["--word-tags", "--from", "default"], "leave --word-tags out"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -18,16 +18,18 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from tiny import tiny_checkpoint
 
+from captioner.checkpoint import Checkpoint
 from captioner.cli import main
 from captioner.coco import CocoCaptions
+from captioner.errors import DataError, OptionsError
 from captioner.generation import DecodeRules
 from captioner.load import load
-from captioner.model import RegionEncoder
+from captioner.model import RegionEncoder, Tags, TagTokens
 from captioner.training import train as training
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
-from captioner.training.scst import SelfCritic, find_neighbours
+from captioner.training.scst import SelfCritic, leave_one_out
 from captioner.training.swap import TagSwap
 from captioner.training.train import train
 
@@ -61,13 +63,19 @@ def photo_set(folder: Path, *, count: int = 16) -> PhotoSet:
     return PhotoSet(name="main", images=folder, coco=CocoCaptions.from_file(folder / "captions.json"))
 
 
-def run(folder: Path, *, options: TrainingOptions = OPTIONS, reports: list[Progress] | None = None) -> None:
+def run(
+    folder: Path,
+    *,
+    options: TrainingOptions = OPTIONS,
+    reports: list[Progress] | None = None,
+    start: Checkpoint | None = None,
+) -> None:
     """A whole training run on the photos; the subprocess of the kill test calls it too."""
     photos = photo_set(folder / "photos")
     extra = PhotoSet(name="extra", images=photos.images, coco=photos.coco)
     validation = PhotoSet(name="validation", images=photos.images, coco=photos.coco)
     seen = reports if reports is not None else []
-    start = tiny_checkpoint(seed=2)  # whose untrained backbone tells red from green
+    start = start or tiny_checkpoint(seed=2)  # whose untrained backbone tells red from green
     train(start, [photos, extra], validation, folder / "out", options=options, report=seen.append)
 
 
@@ -245,45 +253,96 @@ def test_captions_that_break_off_get_no_reward(tmp_path: Path) -> None:
     assert reward(photos, "a red ball on the") == 0, "it ends on an article"
 
 
-def test_neighbours_look_alike() -> None:
+def test_what_is_expected_of_a_photo_is_what_the_others_let_one_expect() -> None:
+    torch.manual_seed(0)
+    features, known = torch.randn(6, 8), torch.randn(6)
+    scaled = torch.nn.functional.normalize((features - features.mean(0)) / (features.std(0) + 1e-3))
+    kernel = torch.exp(3 * (scaled @ scaled.T - 1))
+    expected = leave_one_out(features, sharpness=3, ridge=0.2) @ known
+    for photo in range(6):
+        others = [other for other in range(6) if other != photo]
+        inverse = torch.linalg.inv(kernel[others][:, others] + 0.2 * torch.eye(5))
+        weights = kernel[photo, others] @ inverse
+        weights = weights + (1 - weights.sum()) / 5
+        torch.testing.assert_close(expected[photo], weights @ known[others], rtol=1e-4, atol=1e-5)
+
+
+def test_photos_that_look_alike_tell_most_of_one_another() -> None:
     torch.manual_seed(0)
     kinds = torch.randn(2, 8)
-    features = kinds[[0, 1, 0, 1, 0, 1]] + 0.1 * torch.randn(6, 8)
-    neighbours = find_neighbours(features, count=2)
-    assert [set(others) for others in neighbours] == [{2, 4}, {3, 5}, {0, 4}, {1, 5}, {0, 2}, {1, 3}]
-    assert all(sum(others.values()) == pytest.approx(1) for others in neighbours)
-    assert [len(others) for others in find_neighbours(features)] == [5] * 6, "as many as there are"
-    assert find_neighbours(features[:1]) == [{}]
+    weights = leave_one_out(kinds[[0, 1, 0, 1, 0, 1]] + 0.1 * torch.randn(6, 8))
+    assert weights.diagonal().tolist() == [0] * 6
+    torch.testing.assert_close(weights.sum(1), torch.ones(6))
+    assert (weights[::2, ::2].sum(1) > 0.6).all()
+    assert (weights[1::2, 1::2].sum(1) > 0.6).all()
 
 
-def test_no_photo_of_thousands_is_its_own_neighbour() -> None:
-    torch.manual_seed(0)
-    neighbours = find_neighbours(torch.randn(1500, 2), count=1)
-    assert len(neighbours) == 1500
-    assert all(photo not in others for photo, others in enumerate(neighbours))
+@pytest.mark.parametrize("photos", [1, 20_001])
+def test_a_consensus_needs_others_but_not_all_the_world(photos: int) -> None:
+    with pytest.raises(DataError, match="leave --consensus out"):
+        leave_one_out(torch.zeros(photos, 1))
 
 
-def test_agreement_with_alike_photos_is_rewarded(tmp_path: Path) -> None:
+def test_what_other_photos_suggest_is_rewarded(tmp_path: Path) -> None:
     photos = photo_set(tmp_path / "photos", count=4)
     red, green = COLOURS["red"], COLOURS["green"]
-    alike = {
-        "neighbours": [{1: 0.25, 2: 0.75}, {}, {}, {}],
-        "consensus": 2,
-    }  # photo 0 is red: 1 is green, 2 red
+    alike = torch.zeros(4, 4)
+    alike[0] = torch.tensor([0, 0.25, 0.75, 0])  # photo 0 is red: 1 is green, 2 red
+    rules: dict[str, Any] = {"alike": alike, "consensus": 2}
     assert reward(photos, green) == 0
-    agreed = reward(photos, green, **alike)
+    agreed = reward(photos, green, **rules)
     assert 0.9 < agreed / (10 * 2 * 0.25) <= 1, "all but the end, which the reward does not ask for"
-    assert 0.9 < (reward(photos, red, **alike) - reward(photos, red)) / (10 * 2 * 0.75) <= 1
-    assert reward(photos, green, ended=False, **alike) == 0, "it has no end"
+    assert 0.9 < (reward(photos, red, **rules) - reward(photos, red)) / (10 * 2 * 0.75) <= 1
+    assert reward(photos, "children play", **rules) == 0, "which no caption of them says"
+    assert reward(photos, green, ended=False, **rules) == 0, "it has no end"
 
 
-def test_self_critical_training_asks_photos_that_look_alike(
+def test_self_critical_training_asks_the_other_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[int, float]] = []
-    monkeypatch.setattr(
-        training, "find_neighbours", lambda features: asked.extend(find_neighbours(features, 7)) or asked
-    )
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "leave_one_out", lambda f: asked.append(leave_one_out(f)) or asked[0])
     run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=2, consensus=1.0))
-    assert len(asked) == 16, "once, not in each epoch"
-    assert all(len(others) == 7 and photo not in others for photo, others in enumerate(asked))
+    assert [tuple(weights.shape) for weights in asked] == [(16, 16)], "once, not in each epoch"
+
+
+WORDS = ("ball", "beach", "dog", "grass")
+
+
+def with_word_tags() -> Checkpoint:
+    """A tiny model that is to know four words; its untrained backbone tells red from green."""
+    checkpoint = tiny_checkpoint(seed=2, words=len(WORDS))
+    tags = checkpoint.model.regions.tags
+    tags.head_words[tags.classes :] = torch.tensor([checkpoint.tokenizer.token_id(word) for word in WORDS])
+    return checkpoint
+
+
+def test_word_tags_are_fitted_then_learned_from_as_the_other_photos_tell_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tags] = []
+    forward = TagTokens.forward
+
+    def spy(tokens: TagTokens, tags: Tags, *inputs: Any) -> torch.Tensor:
+        if tokens.training:
+            seen.append(tags)
+        return forward(tokens, tags, *inputs)
+
+    monkeypatch.setattr(TagTokens, "forward", spy)
+    start = with_word_tags()
+    options = replace(OPTIONS, epochs=1, scst_epochs=1, backbone_rate=0.0)
+    run(tmp_path, options=options, start=start)
+    assert [tags.tags.shape for tags in seen] == [(3, 8 + 4)] * 16, "2 main photos and 1 extra a step"
+    found = start.model.regions.tags.likely_words(torch.zeros(1, 4)).tags
+    assert all(set(row[8:].tolist()) == set(found[0].tolist()) for tags in seen for row in tags.tags)
+    model = load(tmp_path / "out", device="cpu")
+    head = model.checkpoint.model.regions.tags
+    assert head.word_head.weight.abs().max() > 0
+    assert head.word_prior.tolist() == [0.5] * 4
+    red = model.encode([model.prepare(tmp_path / "photos" / "0.png")])
+    assert red.region_tokens.shape[1] == 4 + 8 + 4
+
+
+def test_word_tags_need_a_backbone_that_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="add --backbone-rate 0"):
+        run(tmp_path, start=with_word_tags())

@@ -12,7 +12,7 @@ import math
 import shutil
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,33 +181,29 @@ class CiderScorer(Generic[K]):
             total += cosines * math.exp(-(delta**2) / (2 * _CIDER_SIGMA**2))
         return 10 * total / (_MAX_N * len(references))
 
-    def mean_vector(self, images: Mapping[K, float]) -> dict[NGram, float]:
-        """What the references of some images have in common, for :meth:`agreement`.
-
-        Args:
-            images: the weight of each.
-
-        Returns:
-            The weighted mean of their references' TF-IDF vectors, each n's part of each scaled to length 1.
-        """
+    def mean_vector(self, key: K) -> dict[NGram, float]:
+        """What an image's references say: the mean of their TF-IDF vectors, each n's part scaled to 1."""
         mean: defaultdict[NGram, float] = defaultdict(float)
-        for key, weight in images.items():
-            references = self._references[key]
-            for reference in references:
-                scales = [weight / len(references) / norm if norm else 0.0 for norm in reference.norms]
-                for ngram, value in reference.weights.items():
-                    mean[ngram] += scales[len(ngram) - 1] * value
+        references = self._references[key]
+        for reference in references:
+            scales = [1 / len(references) / norm if norm else 0.0 for norm in reference.norms]
+            for ngram, value in reference.weights.items():
+                mean[ngram] += scales[len(ngram) - 1] * value
         return mean
 
-    def agreement(self, mean: Mapping[NGram, float], hypothesis: Tokens) -> float:
-        """The weighted mean of a caption's CIDEr, 0…10, against images of which ``mean`` is the mean vector.
+    def agreement(self, expected: Callable[[NGram], float], hypothesis: Tokens) -> float:
+        """The CIDEr, 0…10, of a caption against a mean vector, or a mixture of several images'.
 
         This is CIDEr as first defined: without clipping and without the penalty on length, neither of which a
         mean allows for.
+
+        Args:
+            expected: the vector, asked for the n-grams of the caption.
+            hypothesis: the tokenised caption.
         """
         vector = self._vector(hypothesis)
         cosines = sum(
-            value / vector.norms[len(ngram) - 1] * mean.get(ngram, 0.0)
+            value / vector.norms[len(ngram) - 1] * expected(ngram)
             for ngram, value in vector.weights.items()
             if value
         )

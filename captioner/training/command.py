@@ -50,8 +50,11 @@ def train(
     ] = TrainingOptions.token_dropout,
     consensus: Annotated[
         float,
-        _setting("Weight, in the reward, of agreement with the captions of photos that look alike.", min=0),
+        _setting("Weight, in the reward, of agreement with what other photos' captions suggest.", min=0),
     ] = TrainingOptions.consensus,
+    word_tags: Annotated[
+        bool, _setting("Let the decoder know which words captions of such a photo say.")
+    ] = False,
     tag_swap: Annotated[
         float,
         _setting("Share of photos whose tag word is swapped, in tags and captions alike.", min=0, max=1),
@@ -98,6 +101,8 @@ def train(
         )
     if (extra_images is None) != (extra_train is None):
         raise OptionsError("--extra-images and --extra-train go together")
+    if word_tags and start is not None:
+        raise OptionsError("a model that --from names has word tags or none: leave --word-tags out")
     import torch
 
     from captioner.checkpoint import load_checkpoint
@@ -118,9 +123,10 @@ def train(
     torch.manual_seed(seed)
     if start is None:
         checkpoint = initial_checkpoint(
-            [text for photo_set in sets for _, texts in photo_set.coco.pairs() for text in texts],
+            [texts for photo_set in sets for _, texts in photo_set.coco.pairs()],
             named.get(backbone, Path(backbone)),
             description=description,
+            word_tags=word_tags,
             width=width,
             layers=layers,
             dropout=dropout,

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.decoder import DecoderConfig
-from captioner.errors import CheckpointError
+from captioner.errors import CheckpointError, DataError
 from captioner.image import ImageProcessor
 from captioner.model import CaptionModel, ModelConfig, RegionConfig
 from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
+from captioner.training.words import FEWEST_PHOTOS, caption_words
 from captioner.vision import BackboneConfig
 
 __all__ = ["initial_checkpoint"]
@@ -24,10 +25,11 @@ EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 
 
 
 def initial_checkpoint(
-    captions: Sequence[str],
+    captions: Sequence[Sequence[str]],
     backbone: Path,
     *,
     description: str,
+    word_tags: bool = False,
     image_size: int = 288,
     width: int = 384,
     region_layers: int = 1,
@@ -38,9 +40,10 @@ def initial_checkpoint(
     """A model with a trained backbone and an untrained rest.
 
     Args:
-        captions: all training captions; words that occur four times make the vocabulary.
+        captions: of each training photo; words that occur four times make the vocabulary.
         backbone: a checkpoint directory to take it from, or a file of ``scripts/imagenet_weights.py``.
         description: for ``captioner models``.
+        word_tags: with a word head, which the training photos are then to fit (``words.py``).
         image_size: side of the square input in pixels.
         width: channels of text and region tokens, a multiple of 64.
         region_layers: self-attention layers over the region tokens.
@@ -50,16 +53,27 @@ def initial_checkpoint(
 
     Raises:
         CheckpointError: the backbone's weights cannot be read or do not fit.
+        DataError: word tags are wanted of captions that have too few words in common.
     """
     tag_words = class_words()
-    tokenizer = train_word_tokenizer(captions, words=set(tag_words) - {""})
+    texts = [text for photo in captions for text in photo]
+    tokenizer = train_word_tokenizer(texts, words=set(tag_words) - {""})
+    words = caption_words(captions, tokenizer) if word_tags else []
+    if word_tags and not words:
+        raise DataError(f"no word is in the captions of {FEWEST_PHOTOS} photos: leave --word-tags out")
     heads, mlp_width = width // 64, 4 * width
     config = ModelConfig(
         backbone=BackboneConfig(
             kind="efficientnet_lite", image_size=image_size, width=1280, options=EFFICIENTNET_LITE2
         ),
         regions=RegionConfig(
-            width=width, layers=region_layers, heads=heads, mlp_width=mlp_width, dropout=dropout, classes=1000
+            width=width,
+            layers=region_layers,
+            heads=heads,
+            mlp_width=mlp_width,
+            dropout=dropout,
+            classes=1000,
+            words=len(words),
         ),
         decoder=DecoderConfig(
             vocab_size=tokenizer.vocab_size,
@@ -76,7 +90,7 @@ def initial_checkpoint(
     _load_partly(model, read_backbone(backbone), backbone)
     assert model.regions is not None
     assert model.regions.tags is not None
-    model.regions.tags.head_words = tag_word_ids(tokenizer, tag_words)
+    model.regions.tags.head_words = tag_word_ids(tokenizer, [*tag_words, *words])
     favour_copying(model)
     processor = ImageProcessor(size=image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Checkpoint(model=model, tokenizer=tokenizer, processor=processor, description=description)
@@ -119,7 +133,7 @@ def class_words() -> list[str]:
 
 
 def tag_word_ids(tokenizer: CaptionTokenizer, words: Sequence[str]) -> Tensor:
-    """The ids of class words ``(classes,)``: the unknown word's where a class has none."""
+    """The ids of tags' words: the unknown word's where a class has none."""
     ids = [tokenizer.token_id(word) for word in words]
     return torch.tensor([tokenizer.config.unk_id if token is None else token for token in ids])
 

@@ -23,7 +23,7 @@ class TrainingOptions:
         token_dropout: share of the region tokens that a step of cross-entropy training leaves out.
         tag_swap: share of the photos whose tag word is swapped for another's, in tags and captions, of those
             whose captions say it (:class:`~captioner.training.swap.TagSwap`).
-        consensus: weight, in the reward, of CIDEr against the captions of photos that look alike
+        consensus: weight, in the reward, of CIDEr against what other photos' captions let one expect
             (:class:`~captioner.training.scst.SelfCritic`); 0 rewards by a photo's own captions alone.
         epochs: passes of cross-entropy training over the main photo set.
         frozen_epochs: how many of these, from the first, leave the whole backbone as it is: what a decoder

@@ -6,55 +6,70 @@ the model will say than random samples are; the baseline of each is the mean rew
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from captioner.coco import CocoCaptions
+from captioner.errors import DataError
 from captioner.evaluation.metrics import CiderScorer
 from captioner.generation import DecodeRules, GenerationOptions, generate
 from captioner.model import CaptionModel
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import IGNORE, Batch
 
-__all__ = ["SelfCritic", "find_neighbours"]
+__all__ = ["SelfCritic", "leave_one_out"]
 
 EOS_WORD = "<eos>"
+MOST_PHOTOS = 20_000  # whose pairs take 3 GB
 
 
-def find_neighbours(features: Tensor, count: int = 60) -> list[dict[int, float]]:
-    """For each photo of a set those that look most like it, itself left out, and how much each counts.
+def leave_one_out(features: Tensor, *, sharpness: float = 2.0, ridge: float = 0.3) -> Tensor:
+    """How a photo's captions follow from those of all other photos of a set that look like it.
+
+    That is kernel ridge regression with the photo itself left out, for which there is a closed form: the
+    prediction of anything that is known of all photos is the sum of what is known, weighted so.
 
     Args:
         features: of the photos, ``(photos, C)``: those are alike whose cosine is large, once each channel is
             standardised.
-        count: neighbours of each, or as many as there are.
+        sharpness: of the kernel, ``exp(sharpness * (cosine - 1))``.
+        ridge: what is added to its diagonal.
 
     Returns:
-        For each photo its neighbours' places in the set, with the squared cosines, scaled to a sum of 1.
+        The weights ``(photos, photos)``, which may be negative: a row sums to 1, and has 0 for its own photo.
+
+    Raises:
+        DataError: there are so many photos that all pairs of them do not fit into memory, or only one.
     """
-    scaled = F.normalize((features - features.mean(0)) / (features.std(0, correction=0) + 1e-3))
-    neighbours = []
-    for start in range(0, len(scaled), 1024):
-        alike = scaled[start : start + 1024] @ scaled.T
-        alike.diagonal(start).fill_(-1)
-        cosines, photos = alike.topk(min(count, len(features) - 1))
-        squares = cosines.clamp(min=1e-3).square()
-        weights = squares / squares.sum(1, keepdim=True)
-        neighbours += [
-            dict(zip(*row, strict=True)) for row in zip(photos.tolist(), weights.tolist(), strict=True)
-        ]
-    return neighbours
+    photos = len(features)
+    if not 2 <= photos <= MOST_PHOTOS:
+        raise DataError(
+            f"a consensus compares each photo with every other, of 2 to {MOST_PHOTOS}, not {photos}: "
+            "leave --consensus out"
+        )
+    scaled = F.normalize((features - features.mean(0)) / (features.std(0) + 1e-3)).double()
+    kernel = (sharpness * (scaled @ scaled.T - 1)).exp_()
+    kernel.diagonal().add_(ridge)
+    inverse = torch.linalg.inv(kernel)
+    weights = inverse / -inverse.diagonal()[:, None]
+    weights.diagonal().zero_()
+    weights += (1 - weights.sum(1, keepdim=True)) / (photos - 1)  # a prediction shrinks to the mean, not to 0
+    weights.diagonal().zero_()
+    result: Tensor = weights.float()
+    return result
 
 
 class SelfCritic:
     """Searches captions, scores them by CIDEr against the photo's own, and makes the better likelier.
 
     What a photo's own captions say is known by heart from cross-entropy training, and a reward for it alone
-    teaches little of photos that are new. So a caption can be rewarded for what it has in common with the
-    captions of photos that look alike, too: the consensus of Devlin et al. 2015.
+    teaches little of photos that are new. So a caption can be rewarded, too, for what it has in common with
+    captions as all other photos let one expect them: a consensus (Devlin et al. 2015) by regression.
 
     The end token counts as a word of both. Captions that break off, by their length or on a word that none
     ends with, get no reward at all: CIDEr alone pays for "in front of a red and", whose n-grams before the
@@ -66,9 +81,9 @@ class SelfCritic:
         rules: of decoding.
         num_beams: captions for each photo, at least 2.
         max_words: longest caption.
-        neighbours: of each photo, by :func:`find_neighbours`, where ``consensus`` is not 0.
-        consensus: weight of the mean CIDEr against the captions of the neighbours. Between the captions of a
-            search it differs a third as much as that against the photo's own.
+        alike: the weights of :func:`leave_one_out`, where ``consensus`` is not 0.
+        consensus: weight of the CIDEr against the expected captions. Between the captions of a search it
+            differs a third as much as that against the photo's own.
     """
 
     def __init__(
@@ -79,11 +94,11 @@ class SelfCritic:
         num_beams: int,
         max_words: int,
         *,
-        neighbours: Sequence[Mapping[int, float]] = (),
+        alike: Tensor | None = None,
         consensus: float = 0.0,
     ) -> None:
         self.rules, self.num_beams, self.max_words = rules, num_beams, max_words
-        self.neighbours, self.consensus = neighbours, consensus
+        self.alike, self.consensus = alike, consensus
         self.eos = tokenizer.config.eos_id
         self.never_last = set(tokenizer.config.never_last_ids)
         references = {
@@ -91,6 +106,7 @@ class SelfCritic:
             for index, image in enumerate(coco.images)
         }
         self.scorer = CiderScorer(references)
+        self.index = _inverted(self.scorer, len(references)) if consensus else {}
 
     def loss(self, model: CaptionModel, batch: Batch, region_tokens: Tensor) -> Tensor:
         """Policy-gradient loss of the beams of each photo of the batch; the decoder in eval mode.
@@ -129,8 +145,7 @@ class SelfCritic:
         return [[hypothesis.token_ids for hypothesis in image] for image in found]
 
     def _rewards(self, photo: int, captions: Sequence[tuple[int, ...]]) -> list[float]:
-        # made anew in each epoch: some 5,000 n-grams a photo are too many to keep
-        alike = self.scorer.mean_vector(self.neighbours[photo]) if self.consensus else None
+        expected = cache(partial(self._expected, photo))  # captions of one search share most n-grams
         rewards = []
         for ids in captions:
             words = [EOS_WORD if token == self.eos else str(token) for token in ids]
@@ -138,6 +153,27 @@ class SelfCritic:
                 rewards.append(0.0)
                 continue
             rewards.append(self.scorer.score(photo, words))
-            if alike is not None:
-                rewards[-1] += self.consensus * self.scorer.agreement(alike, words[:-1])
+            if self.consensus:
+                rewards[-1] += self.consensus * self.scorer.agreement(expected, words[:-1])
         return rewards
+
+    def _expected(self, photo: int, ngram: tuple[str, ...]) -> float:
+        """What the other photos let one expect of an n-gram in a photo's captions."""
+        assert self.alike is not None
+        if ngram not in self.index:
+            return 0.0
+        photos, values = self.index[ngram]
+        return float(self.alike[photo][photos] @ values)
+
+
+def _inverted(scorer: CiderScorer[int], photos: int) -> dict[tuple[str, ...], tuple[Tensor, Tensor]]:
+    """For each n-gram the photos whose captions have it, and what it has there in the mean vector."""
+    lists: defaultdict[tuple[str, ...], list[tuple[int, float]]] = defaultdict(list)
+    for photo in range(photos):
+        for ngram, value in scorer.mean_vector(photo).items():
+            lists[ngram].append((photo, value))
+    index = {}
+    for ngram, entries in lists.items():
+        where, values = zip(*entries, strict=True)
+        index[ngram] = torch.tensor(where), torch.tensor(values)
+    return index

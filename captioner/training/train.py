@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.coco import CocoCaptions
-from captioner.errors import CheckpointError
+from captioner.errors import CheckpointError, OptionsError
 from captioner.evaluation.metrics import score
 from captioner.generation import DecodeRules, GenerationOptions, generate
-from captioner.model import CaptionModel
+from captioner.model import CaptionModel, Tags
 from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.precision import depthwise_in_float32, fast_step
-from captioner.training.scst import SelfCritic, find_neighbours
+from captioner.training.scst import SelfCritic, leave_one_out
 from captioner.training.swap import TagSwap
+from captioner.training.words import fit_word_head
 
 __all__ = ["cross_entropy", "train"]
 
@@ -75,9 +76,14 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         config = checkpoint.tokenizer.config
         tags = self.model.regions.tags if self.model.regions else None
+        if tags is not None and tags.word_head is not None and options.epochs and options.backbone_rate > 0:
+            raise OptionsError(
+                "word tags are made of the backbone's features, which are to stay: add --backbone-rate 0"
+            )
         self.swap = (
             TagSwap(tags, checkpoint.tokenizer, options.tag_swap) if tags and options.tag_swap else None
         )
+        self.word_tags: list[Tags] = []  # of each photo set, where the model has any
         self.rules = DecodeRules(
             prompt_ids=config.start_ids,
             eos_id=config.eos_id,
@@ -86,11 +92,12 @@ class Trainer:
         )
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        """All but the classifier and those stages of the backbone that stay as they are."""
+        """All but what the backbone's features are read by, and those of its stages that stay as they are."""
         free = {id(p) for p in self.upper_stages} if self.options.backbone_rate > 0 else set()
         fixed = {id(p) for p in self.model.backbone.parameters()} - free
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(id(parameter) not in fixed and "classifier" not in name)
+            is_reader = "classifier" in name or "word_head" in name
+            parameter.requires_grad_(id(parameter) not in fixed and not is_reader)
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -211,24 +218,30 @@ class Trainer:
         self.exchange_weights()
         return scores
 
+    def mean_features(self, cache: ActivationCache) -> Tensor:
+        """``(photos, C)`` of a photo set as it is, on the CPU."""
+        self.model.eval()
+        with torch.inference_mode():
+            maps = (self.model.backbone.run(x.to(self.device), self.frozen_stages) for x in cache.parts(0))
+            return torch.cat([(x.mean((2, 3)) if x.ndim == 4 else x.mean(1)).cpu() for x in maps])
+
+    def fit_word_tags(self, sets: Sequence[CaptionSet]) -> None:
+        """Fit the word head, where the model has one, to photos whose tags are then known."""
+        tags = self.model.regions.tags if self.model.regions else None
+        if tags is not None and tags.word_head is not None:
+            features = [self.mean_features(group.cache) for group in sets]
+            self.word_tags = fit_word_head(tags, features, [group.token_ids for group in sets])
+
     def self_critic(self, coco: CocoCaptions, cache: ActivationCache) -> SelfCritic:
         """What rewards captions of the main photo set; made once the encoder no longer changes."""
-        options, neighbours = self.options, []
-        if options.consensus:
-            self.model.eval()
-            with torch.inference_mode():
-                maps = (
-                    self.model.backbone.run(x.to(self.device), self.frozen_stages) for x in cache.parts(0)
-                )
-                features = torch.cat([x.mean((2, 3)) if x.ndim == 4 else x.mean(1) for x in maps])
-            neighbours = find_neighbours(features)
+        options = self.options
         return SelfCritic(
             coco,
             self.checkpoint.tokenizer,
             self.rules,
             options.scst_beams,
             options.max_words,
-            neighbours=neighbours,
+            alike=leave_one_out(self.mean_features(cache)) if options.consensus else None,
             consensus=options.consensus,
         )
 
@@ -278,6 +291,7 @@ def train(
         )
         for s, cache, size in zip(train_sets, caches, sizes, strict=False)
     ]
+    trainer.fit_word_tags(sets)
     critic = None
     while trainer.epoch < options.epochs + options.scst_epochs:
         last = None
@@ -331,17 +345,9 @@ def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic | None) -
     options, model = trainer.options, trainer.model
     activations = torch.cat([part.activations.float() for part in parts])
     features = model.backbone.run(activations, trainer.frozen_stages)
-    sizes = [len(part.photos) for part in parts]
-    tags = None
-    if trainer.swap is not None:
-        tags, parts = trainer.swap.tags.find(features), list(parts)
-        classes = list(torch.split(tags.classes, sizes))
-        for index in range(len(parts)):
-            if index > 0 or critic is None:  # rewards are for the main photos' own captions
-                parts[index], classes[index] = trainer.swap(parts[index], classes[index])
-        tags = tags._replace(classes=torch.cat(classes))
+    tags, parts = _tags(trainer, features, parts, critic)
     encoded = model.encode(features, start=model.backbone.num_stages, tags=tags).region_tokens
-    main_tokens, *extra_tokens = torch.split(encoded, sizes)
+    main_tokens, *extra_tokens = torch.split(encoded, [len(part.photos) for part in parts])
     main, *extra = parts
     if critic is not None:
         loss = critic.loss(model, main, main_tokens)
@@ -357,3 +363,28 @@ def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic | None) -
         drift = class_drift(model.regions.tags.classifier, features, original)
         loss = loss + options.classes_weight * drift
     return loss
+
+
+def _tags(
+    trainer: Trainer, features: Tensor, parts: Sequence[Batch], critic: SelfCritic | None
+) -> tuple[Tags | None, Sequence[Batch]]:
+    """The photos' tags, and their batches: word tags as the other photos tell them, some words swapped.
+
+    None stands for the tags that the model finds by itself.
+    """
+    if trainer.swap is None and not trainer.word_tags:
+        return None, parts
+    regions = trainer.model.regions
+    assert regions is not None
+    assert regions.tags is not None
+    found = regions.tags.find_classes(features)
+    if trainer.word_tags:
+        words = [tags.pick(part.photos) for tags, part in zip(trainer.word_tags, parts, strict=True)]
+        found = found.join(Tags(*map(torch.cat, zip(*words, strict=True))))
+    if trainer.swap is not None:
+        parts, split = list(parts), list(torch.split(found.tags, [len(part.photos) for part in parts]))
+        for index in range(len(parts)):
+            if index > 0 or critic is None:  # rewards are for the main photos' own captions
+                parts[index], split[index] = trainer.swap(parts[index], split[index])
+        found = found._replace(tags=torch.cat(split))
+    return found, parts
