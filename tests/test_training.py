@@ -29,7 +29,7 @@ from captioner.training import train as training
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
-from captioner.training.scst import SelfCritic, leave_one_out
+from captioner.training.scst import SelfCritic, check_consensus, leave_one_out
 from captioner.training.swap import TagSwap
 from captioner.training.train import train
 
@@ -280,7 +280,17 @@ def test_photos_that_look_alike_tell_most_of_one_another() -> None:
 @pytest.mark.parametrize("photos", [1, 20_001])
 def test_a_consensus_needs_others_but_not_all_the_world(photos: int) -> None:
     with pytest.raises(DataError, match="leave --consensus out"):
-        leave_one_out(torch.zeros(photos, 1))
+        check_consensus(photos)
+    check_consensus(2)
+    check_consensus(20_000)
+
+
+def test_what_a_consensus_cannot_compare_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    one = photo_set(tmp_path / "photos", count=1)
+    options = replace(OPTIONS, photos=1, consensus=1.0)
+    with pytest.raises(DataError, match="not 1: leave --consensus out"):
+        train(tiny_checkpoint(), [one], one, tmp_path / "out", options=options, report=print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_other_photos_suggest_is_rewarded(tmp_path: Path) -> None:

@@ -22,10 +22,19 @@ from captioner.model import CaptionModel
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import IGNORE, Batch
 
-__all__ = ["SelfCritic", "leave_one_out"]
+__all__ = ["SelfCritic", "check_consensus", "leave_one_out"]
 
 EOS_WORD = "<eos>"
-MOST_PHOTOS = 20_000  # whose pairs take 3 GB
+MOST_PHOTOS = 20_000  # whose pairs take 3 GB, some three times over
+
+
+def check_consensus(photos: int) -> None:
+    """Raise DataError where :func:`leave_one_out` cannot compare a set of so many photos."""
+    if not 2 <= photos <= MOST_PHOTOS:
+        raise DataError(
+            f"a consensus compares each photo with every other, of 2 to {MOST_PHOTOS}, not {photos}: "
+            "leave --consensus out"
+        )
 
 
 def leave_one_out(features: Tensor, *, sharpness: float = 2.0, ridge: float = 0.3) -> Tensor:
@@ -42,16 +51,8 @@ def leave_one_out(features: Tensor, *, sharpness: float = 2.0, ridge: float = 0.
 
     Returns:
         The weights ``(photos, photos)``, which may be negative: a row sums to 1, and has 0 for its own photo.
-
-    Raises:
-        DataError: there are so many photos that all pairs of them do not fit into memory, or only one.
     """
     photos = len(features)
-    if not 2 <= photos <= MOST_PHOTOS:
-        raise DataError(
-            f"a consensus compares each photo with every other, of 2 to {MOST_PHOTOS}, not {photos}: "
-            "leave --consensus out"
-        )
     scaled = F.normalize((features - features.mean(0)) / (features.std(0) + 1e-3)).double()
     kernel = (sharpness * (scaled @ scaled.T - 1)).exp_()
     kernel.diagonal().add_(ridge)

@@ -31,7 +31,7 @@ from captioner.model import CaptionModel, Tags
 from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.precision import depthwise_in_float32, fast_step
-from captioner.training.scst import SelfCritic, leave_one_out
+from captioner.training.scst import SelfCritic, check_consensus, leave_one_out
 from captioner.training.swap import TagSwap
 from captioner.training.words import fit_word_head
 
@@ -279,6 +279,8 @@ def train(
     report: Callable[[Progress], None],
 ) -> None:
     """Train ``checkpoint.model`` on a main and at most one extra photo set; resume what ``output`` holds."""
+    if options.consensus:
+        check_consensus(len(train_sets[0].coco.images))
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(checkpoint, options, output)
     trainer.load_state()
