@@ -23,7 +23,7 @@ def plot_curve(output: Path) -> Path:
     scores.set(xlabel="epoch", ylabel="×100", title="Validation, beam search")
     if 0 < len(first) < len(records):
         scores.axvline(first[-1]["epoch"] + 0.5, color="grey", linestyle=":", label="self-critical from here")
-    scores.legend()
+    figure.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for axes in losses:
         axes.plot([r["epoch"] for r in first], [r["loss"] for r in first], marker="o")
         axes.set(xlabel="epoch", ylabel="training loss", title="Cross-entropy with label smoothing")
