@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import captioner
 from captioner.cli import main
-from captioner.training.initial import EFFICIENTNET_LITE2, class_words
+from captioner.training import words
+from captioner.training.initial import EFFICIENTNET_LITE2, class_words, initial_checkpoint
 from captioner.vision import BackboneConfig, build_backbone
 
 CAPTIONS = ["a brown dog runs", "two men ride bikes"]
@@ -67,6 +68,19 @@ def test_a_run_ends_with_a_model_and_its_curve(data: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert main(command(data, *SMALL, "--width", "128")) == 1
     assert "is the state of another model" in capsys.readouterr().err
+
+
+def test_a_new_model_with_word_tags_has_the_words_of_many_photos(data: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(words, "FEWEST_PHOTOS", 3)
+    captions = [[CAPTIONS[number % 2]] * 2 for number in range(6)] + [["a cat", "a cat"]] * 2
+    checkpoint = initial_checkpoint(
+        captions, data / "backbone.safetensors", description="", word_tags=True, width=64, layers=1
+    )
+    tags, tokenizer = checkpoint.model.regions.tags, checkpoint.tokenizer
+    assert checkpoint.model.config.regions.words == 7
+    said = [tokenizer.decode([token]) for token in tags.head_words[1000:].tolist()]
+    assert said == ["bikes", "brown", "dog", "men", "ride", "runs", "two"]
+    assert tags.word_head.weight.shape == (7, 1280)
 
 
 @pytest.mark.parametrize(
