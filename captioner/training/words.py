@@ -49,6 +49,8 @@ def fit_word_head(
 ) -> list[Tags]:
     """Solve the word head by the training photos, and tell what it says of each if fitted to all others.
 
+    It takes some 32 bytes a photo and word: half a gigabyte for 12,000 photos and 1,000 words.
+
     Args:
         tags: with the word head, its words known.
         features: the mean features of each photo set, ``(photos, C)``; the main set first.
