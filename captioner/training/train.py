@@ -75,15 +75,17 @@ class Trainer:
         self.epoch, self.step, self.best = 0, 0, -1.0
         self.history: list[dict[str, Any]] = []
         config = checkpoint.tokenizer.config
-        tags = self.model.regions.tags if self.model.regions else None
-        if tags is not None and tags.word_head is not None and options.epochs and options.backbone_rate > 0:
+        self.tags = self.model.regions.tags if self.model.regions else None
+        self.has_word_head = self.tags is not None and self.tags.word_head is not None
+        if self.has_word_head and options.epochs and options.backbone_rate > 0:
             raise OptionsError(
                 "word tags are made of the backbone's features, which are to stay: add --backbone-rate 0"
             )
-        self.swap = (
-            TagSwap(tags, checkpoint.tokenizer, options.tag_swap) if tags and options.tag_swap else None
-        )
+        self.swap = None
+        if self.tags is not None and options.tag_swap:
+            self.swap = TagSwap(self.tags, checkpoint.tokenizer, options.tag_swap)
         self.word_tags: list[Tags] = []  # of each photo set, where the model has any
+        self.features: dict[ActivationCache, Tensor] = {}  # of the photo sets that were asked for
         self.rules = DecodeRules(
             prompt_ids=config.start_ids,
             eos_id=config.eos_id,
@@ -219,18 +221,21 @@ class Trainer:
         return scores
 
     def mean_features(self, cache: ActivationCache) -> Tensor:
-        """``(photos, C)`` of a photo set as it is, on the CPU."""
-        self.model.eval()
-        with torch.inference_mode():
-            maps = (self.model.backbone.run(x.to(self.device), self.frozen_stages) for x in cache.parts(0))
-            return torch.cat([(x.mean((2, 3)) if x.ndim == 4 else x.mean(1)).cpu() for x in maps])
+        """``(photos, C)`` of a photo set as it is, on the CPU; kept, so ask once the encoder is to stay."""
+        if cache not in self.features:
+            self.model.eval()
+            run, below = self.model.backbone.run, self.frozen_stages
+            with torch.inference_mode():
+                maps = (run(x.to(self.device), below) for x in cache.parts(0))
+                means = [(x.mean((2, 3)) if x.ndim == 4 else x.mean(1)).cpu() for x in maps]
+            self.features[cache] = torch.cat(means)
+        return self.features[cache]
 
     def fit_word_tags(self, sets: Sequence[CaptionSet]) -> None:
-        """Fit the word head, where the model has one, to photos whose tags are then known."""
-        tags = self.model.regions.tags if self.model.regions else None
-        if tags is not None and tags.word_head is not None:
-            features = [self.mean_features(group.cache) for group in sets]
-            self.word_tags = fit_word_head(tags, features, [group.token_ids for group in sets])
+        """Fit the word head to photos whose word tags are then known."""
+        assert self.tags is not None
+        features = [self.mean_features(group.cache) for group in sets]
+        self.word_tags = fit_word_head(self.tags, features, [group.token_ids for group in sets])
 
     def self_critic(self, coco: CocoCaptions, cache: ActivationCache) -> SelfCritic:
         """What rewards captions of the main photo set; made once the encoder no longer changes."""
@@ -293,9 +298,10 @@ def train(
         )
         for s, cache, size in zip(train_sets, caches, sizes, strict=False)
     ]
-    trainer.fit_word_tags(sets)
-    critic = None
-    while trainer.epoch < options.epochs + options.scst_epochs:
+    critic, epochs = None, options.epochs + options.scst_epochs
+    if trainer.has_word_head and trainer.epoch < epochs:
+        trainer.fit_word_tags(sets)
+    while trainer.epoch < epochs:
         last = None
         if trainer.phase == "scst" and critic is None:
             critic = trainer.self_critic(train_sets[0].coco, caches[0])
@@ -349,7 +355,7 @@ def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic | None) -
     features = model.backbone.run(activations, trainer.frozen_stages)
     tags, parts = _tags(trainer, features, parts, critic)
     encoded = model.encode(features, start=model.backbone.num_stages, tags=tags).region_tokens
-    main_tokens, *extra_tokens = torch.split(encoded, [len(part.photos) for part in parts])
+    main_tokens, *extra_tokens = _split(encoded, parts)
     main, *extra = parts
     if critic is not None:
         loss = critic.loss(model, main, main_tokens)
@@ -358,11 +364,11 @@ def _loss(trainer: Trainer, parts: Sequence[Batch], critic: SelfCritic | None) -
     for part, tokens in zip(extra, extra_tokens, strict=True):
         share = part.targets.shape[:2].numel() / main.targets.shape[:2].numel()
         loss = loss + share * cross_entropy(model, part, tokens, label_smoothing=options.label_smoothing)
-    if trainer.tunes_backbone and model.regions and model.regions.tags:
+    if trainer.tunes_backbone and trainer.tags is not None:
         assert trainer.original is not None
         with torch.no_grad():
             original = trainer.original.run(activations, trainer.frozen_stages)
-        drift = class_drift(model.regions.tags.classifier, features, original)
+        drift = class_drift(trainer.tags.classifier, features, original)
         loss = loss + options.classes_weight * drift
     return loss
 
@@ -376,17 +382,20 @@ def _tags(
     """
     if trainer.swap is None and not trainer.word_tags:
         return None, parts
-    regions = trainer.model.regions
-    assert regions is not None
-    assert regions.tags is not None
-    found = regions.tags.find_classes(features)
+    assert trainer.tags is not None
+    found = trainer.tags.find_classes(features)
     if trainer.word_tags:
         words = [tags.pick(part.photos) for tags, part in zip(trainer.word_tags, parts, strict=True)]
         found = found.join(Tags(*map(torch.cat, zip(*words, strict=True))))
     if trainer.swap is not None:
-        parts, split = list(parts), list(torch.split(found.tags, [len(part.photos) for part in parts]))
+        parts, split = list(parts), _split(found.tags, parts)
         for index in range(len(parts)):
             if index > 0 or critic is None:  # rewards are for the main photos' own captions
                 parts[index], split[index] = trainer.swap(parts[index], split[index])
         found = found._replace(tags=torch.cat(split))
     return found, parts
+
+
+def _split(values: Tensor, parts: Sequence[Batch]) -> list[Tensor]:
+    """What is known of all photos of a step, part by part."""
+    return list(torch.split(values, [len(part.photos) for part in parts]))
