@@ -32,7 +32,7 @@ from captioner.commandline import (
 from captioner.errors import CaptionerError, ImageError, OptionsError
 from captioner.evaluation.command import benchmark, evaluate
 from captioner.serve import serve
-from captioner.training.command import train
+from captioner.training.command import average, train
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage
@@ -163,7 +163,7 @@ def convert(
     print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
-for command in (batch, train, evaluate, benchmark, serve):
+for command in (batch, train, average, evaluate, benchmark, serve):
     app.command()(command)
 
 

@@ -96,6 +96,11 @@ class CaptionTokenizer:
         """Write it in the format of ``tokenizer.json``."""
         self._tokenizer.save(str(path))
 
+    def is_same(self, other: CaptionTokenizer) -> bool:
+        """Whether the other one has the same tokens and rules."""
+        same: bool = self._tokenizer.to_str() == other._tokenizer.to_str()
+        return same and self.config == other.config
+
     @property
     def vocab_size(self) -> int:
         """Words and special tokens."""

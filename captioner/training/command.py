@@ -13,7 +13,7 @@ import typer
 from captioner.errors import DataError, OptionsError
 from captioner.training.options import PhotoSet, Precision, Progress, TrainingOptions
 
-__all__ = ["train"]
+__all__ = ["average", "train"]
 
 
 def _setting(help_text: str, **bounds: Any) -> Any:
@@ -89,6 +89,9 @@ def train(
         int, _setting("Photos of the second set beside them.")
     ] = TrainingOptions.extra_photos,
     max_words: Annotated[int, _setting("Longer captions are cut.")] = TrainingOptions.max_words,
+    keep_epochs: Annotated[
+        bool, _setting("Keep each epoch's weights as well, in OUTPUT/epochs, for `captioner average`.")
+    ] = TrainingOptions.keep_epochs,
     precision: Annotated[
         Precision, _setting("Of the arithmetic; auto takes what is faster here.")
     ] = TrainingOptions.precision,
@@ -152,12 +155,43 @@ def train(
         photos=photos,
         extra_photos=extra_photos,
         max_words=max_words,
+        keep_epochs=keep_epochs,
         precision=precision,
         seed=seed,
     )
     with _Bar() as bar:
         run(checkpoint, sets, validation, output, options=options, report=bar.report)
     print(f"{output}\t{plot_curve(output)}")
+
+
+def average(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the checkpoint goes.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL[=WEIGHT]...", help="Directories or names, and how much each counts; by default 1."
+        ),
+    ],
+    pointer: Annotated[
+        float, typer.Option(min=0, help="Factor on what the decoder takes over from the tags.")
+    ] = 1.0,
+    description: Annotated[str, typer.Option(help="What `captioner models` says of it.")] = "",
+) -> None:
+    """Average the weights of models that were trained from one: epochs of a run, or several runs."""
+    from captioner.checkpoint import save_checkpoint
+    from captioner.load import list_models
+    from captioner.training.average import average as run
+
+    named = {model.name: model.path for model in list_models()}
+    counted = []
+    for text in models:
+        name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
+        try:
+            counted.append((named.get(name, Path(name)), float(weight)))
+        except ValueError:
+            raise OptionsError(f"{text}: {weight!r} is no number: write MODEL or MODEL=0.5") from None
+    save_checkpoint(run(counted, pointer=pointer, description=description), output)
+    print(output)
 
 
 def _check_sizes(sets: list[PhotoSet], sizes: list[int]) -> None:

@@ -19,7 +19,7 @@ from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
 from captioner.training.words import FEWEST_PHOTOS, caption_words
 from captioner.vision import BackboneConfig
 
-__all__ = ["initial_checkpoint"]
+__all__ = ["initial_checkpoint", "pointer_channels"]
 
 EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 3, 3, 4, 4, 5, 1], "stem": 32}
 
@@ -138,6 +138,12 @@ def tag_word_ids(tokenizer: CaptionTokenizer, words: Sequence[str]) -> Tensor:
     return torch.tensor([tokenizer.config.unk_id if token is None else token for token in ids])
 
 
+def pointer_channels(model: CaptionModel) -> int:
+    """How many channels the pointer has: those of the first half of the last cross-attention's heads."""
+    heads, width = model.config.decoder.heads, model.config.decoder.width
+    return heads // 2 * (width // heads)
+
+
 def favour_copying(model: CaptionModel) -> None:
     """Let half of the heads of the last cross-attention start as a pointer that says the words of the tags.
 
@@ -150,8 +156,7 @@ def favour_copying(model: CaptionModel) -> None:
     assert model.regions.tags is not None
     attention = model.decoder.blocks[-1].cross_attention
     width = attention.out.weight.shape[0]
-    size = width // attention.heads
-    copied = attention.heads // 2 * size
+    size, copied = width // attention.heads, pointer_channels(model)
     nn.init.normal_(model.decoder.word_embedding.weight, std=width**-0.5)  # a norm of 1
     with torch.no_grad():
         for layer in model.regions.layers:  # which would else drown the words

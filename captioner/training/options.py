@@ -48,6 +48,7 @@ class TrainingOptions:
         max_words: longer captions are cut.
         num_beams: beams of the validation.
         scst_beams: captions for each photo in self-critical training.
+        keep_epochs: keep each epoch's averaged weights, as a checkpoint in ``epochs/N``.
         precision: of the arithmetic.
         seed: of everything random.
     """
@@ -73,6 +74,7 @@ class TrainingOptions:
     max_words: int = 20
     num_beams: int = 3
     scst_beams: int = 5
+    keep_epochs: bool = False
     precision: Precision = "auto"
     seed: int = 0
 

@@ -217,6 +217,8 @@ class Trainer:
         if cider > self.best:
             self.best = cider
             save_checkpoint(self.checkpoint, self.output)
+        if self.options.keep_epochs:
+            save_checkpoint(self.checkpoint, self.output / "epochs" / str(self.epoch))
         self.exchange_weights()
         return scores
 

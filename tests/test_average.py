@@ -1,0 +1,106 @@
+"""Averages of models, and the epochs of a run to average."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import OPTIONS, epochs, run
+from tiny import tiny_checkpoint
+
+from captioner.checkpoint import load_checkpoint, save_checkpoint
+from captioner.cli import main
+from captioner.errors import CheckpointError, OptionsError
+from captioner.training.average import average
+from captioner.training.initial import pointer_channels
+
+CPU = torch.device("cpu")
+
+
+def models(folder: Path, count: int = 2) -> list[Path]:
+    """Models of one architecture and vocabulary with weights of their own."""
+    for seed in range(count):
+        save_checkpoint(tiny_checkpoint(seed=seed), folder / str(seed), dtype=torch.float32)
+    return [folder / str(seed) for seed in range(count)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder, device=CPU, dtype=torch.float32).model.state_dict()
+
+
+def test_each_counts_as_much_as_it_is_said_to(tmp_path: Path):
+    a, b = models(tmp_path)
+    mean = average([(a, 3.0), (b, 1.0)], description="both").model.state_dict()
+    for name, value in mean.items():
+        expected = 0.75 * weights(a)[name] + 0.25 * weights(b)[name]
+        torch.testing.assert_close(value, expected.to(value.dtype))
+    alone = average([(b, 0.5)])
+    assert all(torch.equal(value, weights(b)[name]) for name, value in alone.model.state_dict().items())
+    assert alone.tokenizer.is_same(tiny_checkpoint().tokenizer)
+
+
+def test_the_pointers_output_can_be_scaled(tmp_path: Path):
+    (folder,) = models(tmp_path, 1)
+    scaled, before = average([(folder, 1.0)], pointer=0.5).model, weights(folder)
+    channels = pointer_channels(scaled)
+    assert 0 < channels < scaled.config.decoder.width
+    changed = [name for name, value in scaled.state_dict().items() if not torch.equal(value, before[name])]
+    last = scaled.config.decoder.layers - 1
+    assert changed == [f"decoder.blocks.{last}.cross_attention.out.weight"]
+    out, old = scaled.state_dict()[changed[0]], before[changed[0]]
+    assert torch.equal(out[:, :channels], 0.5 * old[:, :channels])
+    assert torch.equal(out[:, channels:], old[:, channels:])
+
+
+def test_only_models_of_one_origin_have_a_mean(tmp_path: Path):
+    (a,) = models(tmp_path, 1)
+    save_checkpoint(tiny_checkpoint(words=4), tmp_path / "other")
+    with pytest.raises(CheckpointError, match="differ in more than their weights"):
+        average([(a, 1.0), (tmp_path / "other", 1.0)])
+    tagged = tiny_checkpoint()
+    tagged.model.regions.tags.head_words[0] += 1
+    save_checkpoint(tagged, tmp_path / "tagged")
+    with pytest.raises(CheckpointError, match="differ in more than their weights"):
+        average([(a, 1.0), (tmp_path / "tagged", 1.0)])
+    for weight in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(OptionsError, match="more than 0"):
+            average([(a, weight)])
+    with pytest.raises(OptionsError, match="at least one"):
+        average([])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    a, _ = models(tmp_path)
+    monkeypatch.setenv("CAPTIONER_WEIGHTS", str(tmp_path))
+    output = tmp_path / "mean"
+    assert (
+        main(["average", str(a), "1=3", "--pointer", "0.7", "--output", str(output), "--description", "m"])
+        == 0
+    )
+    assert capsys.readouterr().out == f"{output}\n"
+    expected = average([(a, 1.0), (tmp_path / "1", 3.0)], pointer=0.7).model.state_dict()
+    torch.testing.assert_close(weights(output), expected, rtol=1e-3, atol=1e-3)
+    assert load_checkpoint(output, device=CPU, dtype=torch.float32).description == "m"
+    for wrong, message in (
+        ("1=much", "'much' is no number"),
+        ("2", "is not a checkpoint"),
+        ("1=0", "more than 0"),
+    ):
+        assert main(["average", wrong, "--output", str(output)]) in (1, 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_a_run_keeps_its_epochs_if_asked(tmp_path: Path):
+    run(tmp_path, options=replace(OPTIONS, epochs=2, frozen_epochs=2, scst_epochs=1, keep_epochs=True))
+    kept = {folder.name: weights(folder) for folder in (tmp_path / "out" / "epochs").iterdir()}
+    assert set(kept) == {"1", "2", "3"}
+    ciders = [epoch["cider"] for epoch in epochs(tmp_path)]
+    best = str(1 + ciders.index(max(ciders)))
+    assert all(torch.equal(value, kept[best][name]) for name, value in weights(tmp_path / "out").items())
+    assert not torch.equal(
+        kept["1"]["decoder.word_embedding.weight"], kept["2"]["decoder.word_embedding.weight"]
+    )
