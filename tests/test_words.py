@@ -40,6 +40,7 @@ def random_sets() -> tuple[list[Tensor], list[list[list[list[int]]]]]:
 @torch.no_grad()
 def test_each_photos_tags_are_those_of_a_fit_without_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(words, "RIDGE", 0.05)  # so that a photo has much to say of its own prediction
+    monkeypatch.setattr(words, "WORDS_AT_ONCE", 2)
     features, captions = random_sets()
     tags = tag_tokens(8, 5, 7, 8)
     main, extra = fit_word_head(tags, features, captions)

@@ -229,7 +229,8 @@ class Trainer:
             run, below = self.model.backbone.run, self.frozen_stages
             with torch.inference_mode():
                 maps = (run(x.to(self.device), below) for x in cache.parts(0))
-                means = [(x.mean((2, 3)) if x.ndim == 4 else x.mean(1)).cpu() for x in maps]
+                prefix = self.model.backbone.prefix  # class tokens are no regions
+                means = [(x.mean((2, 3)) if x.ndim == 4 else x[:, prefix:].mean(1)).cpu() for x in maps]
             self.features[cache] = torch.cat(means)
         return self.features[cache]
 
@@ -288,8 +289,8 @@ def train(
     """Train ``checkpoint.model`` on a main and at most one extra photo set; resume what ``output`` holds."""
     if options.consensus:
         check_consensus(len(train_sets[0].coco.images))
-    output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(checkpoint, options, output)
+    output.mkdir(parents=True, exist_ok=True)
     trainer.load_state()
     views = [*(options.views, options.extra_views)[: len(train_sets)], 1]
     *caches, validation_cache = build_caches([*train_sets, validation], views, trainer, report)
