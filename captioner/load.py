@@ -66,6 +66,12 @@ def list_models() -> tuple[ModelInfo, ...]:
     return tuple(found.values())
 
 
+def model_directory(name_or_path: str) -> Path:
+    """Where the model of that name is, or what the name is as a path, which nothing need be at."""
+    paths = {model.name: model.path for model in list_models()}
+    return paths.get(name_or_path, Path(name_or_path))
+
+
 def load(
     name_or_path: str | os.PathLike[str] = "default", *, device: str = "auto", dtype: str = "auto"
 ) -> Captioner:
@@ -89,13 +95,13 @@ def load(
 
     on = resolve_device(device)
     number = resolve_dtype(dtype, on)
-    name, models = os.fspath(name_or_path), {model.name: model for model in list_models()}
-    directory = models[name].path if name in models else Path(name)
+    name = os.fspath(name_or_path)
+    directory = model_directory(name)
     if directory.is_dir() and not is_hugging_face(directory):
         return Captioner(load_checkpoint(directory, device=on, dtype=number), name=directory.resolve().name)
     # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
     if not directory.is_dir() and (not re.fullmatch(HUB_NAME, name) or directory.parent.is_dir()):
-        known = ", ".join(models) or "none found"
+        known = ", ".join(model.name for model in list_models()) or "none found"
         raise CheckpointError(
             f"no model {name!r}: give a checkpoint directory, a model of the Hugging Face hub as owner/name, "
             f"or one of these names: {known}"

@@ -253,18 +253,21 @@ class CaptionModel(nn.Module):
         gave, and the tag tokens are those of ``tags`` instead of what the features say.
         """
         features = self.backbone.run(x, start)
-        if features.ndim == 4:
-            grid = (features.shape[2], features.shape[3])
-        else:
-            side = round((features.shape[1] - self.backbone.prefix) ** 0.5)
-            grid = (side, side)
+        regions = self.feature_map(features)
+        grid = (regions.shape[2], regions.shape[3])
         if self.regions is not None:
-            if features.ndim == 3:
-                features = features[:, self.backbone.prefix :].transpose(1, 2).reshape(len(x), -1, *grid)
-            return EncodedImages(self.regions(features, self.decoder.word_embedding, tags), grid, 0)
+            return EncodedImages(self.regions(regions, self.decoder.word_embedding, tags), grid, 0)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)
+
+    def feature_map(self, features: Tensor) -> Tensor:
+        """What the backbone gives, ``(B, C, h, w)`` or ``(B, tokens, C)``, as a map, without class tokens."""
+        if features.ndim == 4:
+            return features
+        patches = features[:, self.backbone.prefix :].transpose(1, 2)
+        side = round(patches.shape[2] ** 0.5)
+        return patches.reshape(len(patches), -1, side, side)
 
 
 def model_without_weights(config: ModelConfig) -> CaptionModel:

@@ -1,14 +1,14 @@
 """One model from several of one origin: the mean of their weights, as model soups (Wortsman et al. 2022).
 
-Self-critical training leads from one model to others that lie close enough to it and to one another. Their
-mean errs less than each, and it is better still for some of the weights from before (WiSE-FT, Wortsman et al.
-2022b), whose captions were less sure of themselves.
+Self-critical training leads from one model to others that lie close enough to it and to one another. The mean
+of a run's epochs is better than each; that of several runs once it has some of the weights from before, too
+(WiSE-FT, Wortsman et al. 2022b).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,19 +41,23 @@ def average(
     total = sum(weight for _, weight in models)
     if not models or not all(0 < weight < math.inf for _, weight in models):
         raise OptionsError("give at least one model, and let each count more than 0")
-    (first_path, _), *_ = models
+    (first_path, first_weight), *others = models
     first = _load(first_path)
-    tensors = first.model.state_dict()
-    mean: dict[str, Tensor] = {n: torch.zeros_like(t) for n, t in tensors.items() if t.is_floating_point()}
-    for path, weight in models:
+    mean = {name: value for name, value in first.model.state_dict().items() if value.is_floating_point()}
+    for value in mean.values():  # they share the model's memory
+        value *= first_weight / total
+    for path, weight in others:
         other = _load(path)
-        _check_alike(first_path, first, path, other)
-        for name, value in other.model.state_dict().items():
-            if name in mean:
-                mean[name] += weight / total * value
-    output = f"decoder.blocks.{first.model.config.decoder.layers - 1}.cross_attention.out.weight"
-    mean[output][:, : pointer_channels(first.model)] *= pointer
-    first.model.load_state_dict(mean, strict=False)
+        tensors = other.model.state_dict()
+        if not _is_alike(first, other, tensors):
+            raise CheckpointError(
+                f"{path} and {first_path} differ in more than their weights: average models of one origin"
+            )
+        for name, value in mean.items():
+            value += weight / total * tensors[name]
+    with torch.no_grad():
+        output = first.model.decoder.blocks[-1].cross_attention.out.weight
+        output[:, : pointer_channels(first.model)] *= pointer
     return replace(first, description=description)
 
 
@@ -61,19 +65,15 @@ def _load(path: Path) -> Checkpoint:
     return load_checkpoint(path, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def _check_alike(first_path: Path, first: Checkpoint, path: Path, other: Checkpoint) -> None:
-    a, b = first.model, other.model
-    is_same = (
-        a.config == b.config
-        and first.processor == other.processor
-        and first.tokenizer.is_same(other.tokenizer)
+def _is_alike(a: Checkpoint, b: Checkpoint, b_tensors: Mapping[str, Tensor]) -> bool:
+    """Whether they differ in nothing but what a mean can be taken of."""
+    return (
+        a.model.config == b.model.config
+        and a.processor == b.processor
+        and a.tokenizer.is_same(b.tokenizer)
         and all(
-            torch.equal(value, b.state_dict()[name])
-            for name, value in a.state_dict().items()
+            torch.equal(value, b_tensors[name])
+            for name, value in a.model.state_dict().items()
             if not value.is_floating_point()
         )
     )
-    if not is_same:
-        raise CheckpointError(
-            f"{path} and {first_path} differ in more than their weights: average models of one origin"
-        )

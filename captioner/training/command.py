@@ -110,7 +110,7 @@ def train(
 
     from captioner.checkpoint import load_checkpoint
     from captioner.coco import CocoCaptions
-    from captioner.load import list_models, resolve_device
+    from captioner.load import model_directory, resolve_device
     from captioner.training.curve import plot_curve
     from captioner.training.initial import initial_checkpoint
     from captioner.training.memory import keep_freed_memory
@@ -122,12 +122,11 @@ def train(
         sets.append(PhotoSet(name="extra", images=extra_images, coco=CocoCaptions.from_file(extra_train)))
     validation = PhotoSet(name="validation", images=val_images or images, coco=CocoCaptions.from_file(val))
     _check_sizes(sets, [photos, extra_photos])
-    named = {model.name: model.path for model in list_models()}
     torch.manual_seed(seed)
     if start is None:
         checkpoint = initial_checkpoint(
             [texts for photo_set in sets for _, texts in photo_set.coco.pairs()],
-            named.get(backbone, Path(backbone)),
+            model_directory(backbone),
             description=description,
             word_tags=word_tags,
             width=width,
@@ -135,8 +134,7 @@ def train(
             dropout=dropout,
         )
     else:
-        directory = named.get(start, Path(start))
-        whole = load_checkpoint(directory, device=torch.device("cpu"), dtype=torch.float32)
+        whole = load_checkpoint(model_directory(start), device=torch.device("cpu"), dtype=torch.float32)
         checkpoint = replace(whole, description=description)
     checkpoint.model.to(resolve_device(device))
     options = TrainingOptions(
@@ -179,15 +177,14 @@ def average(
 ) -> None:
     """Average the weights of models that were trained from one: epochs of a run, or several runs."""
     from captioner.checkpoint import save_checkpoint
-    from captioner.load import list_models
+    from captioner.load import model_directory
     from captioner.training.average import average as run
 
-    named = {model.name: model.path for model in list_models()}
     counted = []
     for text in models:
         name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
         try:
-            counted.append((named.get(name, Path(name)), float(weight)))
+            counted.append((model_directory(name), float(weight)))
         except ValueError:
             raise OptionsError(f"{text}: {weight!r} is no number: write MODEL or MODEL=0.5") from None
     save_checkpoint(run(counted, pointer=pointer, description=description), output)

@@ -225,12 +225,10 @@ class Trainer:
     def mean_features(self, cache: ActivationCache) -> Tensor:
         """``(photos, C)`` of a photo set as it is, on the CPU; kept, so ask once the encoder is to stay."""
         if cache not in self.features:
-            self.model.eval()
-            run, below = self.model.backbone.run, self.frozen_stages
+            model = self.model.eval()
             with torch.inference_mode():
-                maps = (run(x.to(self.device), below) for x in cache.parts(0))
-                prefix = self.model.backbone.prefix  # class tokens are no regions
-                means = [(x.mean((2, 3)) if x.ndim == 4 else x[:, prefix:].mean(1)).cpu() for x in maps]
+                found = (model.backbone.run(x.to(self.device), self.frozen_stages) for x in cache.parts(0))
+                means = [model.feature_map(x).mean((2, 3)).cpu() for x in found]
             self.features[cache] = torch.cat(means)
         return self.features[cache]
 
@@ -386,7 +384,7 @@ def _tags(
     if trainer.swap is None and not trainer.word_tags:
         return None, parts
     assert trainer.tags is not None
-    found = trainer.tags.find_classes(features)
+    found = trainer.tags.find_classes(trainer.model.feature_map(features))
     if trainer.word_tags:
         words = [tags.pick(part.photos) for tags, part in zip(trainer.word_tags, parts, strict=True)]
         found = found.join(Tags(*map(torch.cat, zip(*words, strict=True))))

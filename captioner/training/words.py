@@ -80,7 +80,7 @@ def fit_word_head(
         y = shares[:, columns].double()
         prior = (weight.T @ y)[0] / total
         y -= prior
-        solution = inverse @ ((weight * x).T @ y)  # (C, words)
+        solution = inverse @ (x.T @ (weight * y))  # (C, words)
         shares[:, columns] = (x @ solution - leverage * y) / (1 - leverage) + prior  # each photo left out
         slope = solution / scale[:, None]
         tags.word_head.weight[columns] = slope.T.to(tags.word_head.weight)
