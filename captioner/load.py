@@ -77,6 +77,9 @@ def load(
 ) -> Captioner:
     """Load a model.
 
+    On a CPU with glibc this also lets the process keep up to 256 MB of freed memory
+    (:func:`~captioner.memory.keep_freed_memory`), which halves the time of the image encoder.
+
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
             checkpoint, a directory or ``owner/name`` on the hub: BLIP and ViT-GPT2 are converted in memory
@@ -92,8 +95,11 @@ def load(
     from captioner.captioner import Captioner
     from captioner.checkpoint import load_checkpoint
     from captioner.convert import fetch, is_hugging_face, read_hugging_face
+    from captioner.memory import keep_freed_memory
 
     on = resolve_device(device)
+    if on.type == "cpu":
+        keep_freed_memory()
     number = resolve_dtype(dtype, on)
     name = os.fspath(name_or_path)
     directory = model_directory(name)

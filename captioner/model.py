@@ -21,6 +21,11 @@ from captioner.vision import BackboneConfig, build_backbone
 
 __all__ = ["CaptionModel", "EncodedImages", "ModelConfig", "RegionConfig", "model_without_weights"]
 
+CPU_IMAGES = 2
+"""Images that pass through the backbone at once on a CPU. The activations of more outgrow its cache, and come
+in blocks that are fresh memory each time: of 32 at once, each takes three times as long.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionConfig:
@@ -252,7 +257,7 @@ class CaptionModel(nn.Module):
         ``start`` and ``tags`` are for training: ``x`` is then what the backbone's stages below ``start``
         gave, and the tag tokens are those of ``tags`` instead of what the features say.
         """
-        features = self.backbone.run(x, start)
+        features = self.backbone.run(x, start) if start or self.training else self.features(x)
         regions = self.feature_map(features)
         grid = (regions.shape[2], regions.shape[3])
         if self.regions is not None:
@@ -260,6 +265,20 @@ class CaptionModel(nn.Module):
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Normalised pixel values ``(B, 3, H, W)`` -> what the backbone gives.
+
+        Where its configuration says ``mirror``, that is the mean of what it sees in a photo and, turned back,
+        in its mirror image (test-time augmentation, Krizhevsky et al. 2012), at the price of a second look.
+        """
+        look = self._look_twice if self.config.backbone.mirror else self.backbone.run
+        at_once = len(x) if x.device.type != "cpu" else 1 if self.config.backbone.mirror else CPU_IMAGES
+        return torch.cat([look(part) for part in torch.split(x, at_once)])
+
+    def _look_twice(self, x: Tensor) -> Tensor:
+        photos, mirrored = self.backbone.run(torch.cat([x, x.flip(3)])).chunk(2)
+        return (photos + mirrored.flip(3)) / 2
 
     def feature_map(self, features: Tensor) -> Tensor:
         """What the backbone gives, ``(B, C, h, w)`` or ``(B, tokens, C)``, as a map, without class tokens."""

@@ -36,12 +36,14 @@ class BackboneConfig:
         image_size: side of the square input in pixels.
         width: channels of the features that come out.
         options: arguments of the backbone's class, by name.
+        mirror: whether each photo is also seen in the mirror, see :meth:`CaptionModel.features`.
     """
 
     kind: str
     image_size: int
     width: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    mirror: bool = False
 
 
 class Backbone(nn.Module):
@@ -97,7 +99,7 @@ class EfficientNetLite(Backbone):
 
     Batch normalisation is folded into the convolutions, which are therefore biased: at inference the function
     is the same, and fine-tuning with frozen statistics is too. Memory format is channels-last throughout.
-    Stages: the stem, the groups of blocks in order, the head; with 288-pixel input the features are 9×9.
+    Stages: the stem, the groups of blocks in order, the head; with 320-pixel input the features are 10×10.
 
     Args:
         widths: channels of each group of blocks.
@@ -244,6 +246,8 @@ class TimmBackbone(Backbone):
 
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that a configuration describes, with random weights."""
+    if config.mirror and config.kind == "vit":
+        raise ValueError("only a feature map can be turned, a ViT's tokens cannot: mirror must be false")
     options = dict(config.options)
     if config.kind == "efficientnet_lite":
         return EfficientNetLite(head=config.width, **options)

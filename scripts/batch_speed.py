@@ -99,10 +99,8 @@ def measure(items: Sequence[Item], output: Path, args: argparse.Namespace) -> No
     model = captioner.load(args.model, device=args.device)
     batch, workers = BatchCaptioner(model), args.workers
     share = max(args.batch_size, len(items) // args.rounds)
-    processor, photos = (
-        model.checkpoint.processor,
-        [decode_image(item.path, min_side=288).pixels for item in items[:20]],
-    )
+    processor = model.checkpoint.processor
+    photos = [decode_image(item.path, min_side=processor.size).pixels for item in items[:20]]
     first = items[:share]
     stage("read and decode", first, lambda item: decode_image(item.path, min_side=processor.size), workers)
     stage("resize", first, lambda item: processor(photos[hash(item.key) % len(photos)]), workers)

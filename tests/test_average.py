@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from images import draw_noise
 from test_training import OPTIONS, epochs, run
 from tiny import tiny_checkpoint
 
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.errors import CheckpointError, OptionsError
+from captioner.load import load
+from captioner.model import CaptionModel
 from captioner.training.average import average
 from captioner.training.initial import pointer_channels
+from captioner.vision import BackboneConfig
 
 CPU = torch.device("cpu")
 
@@ -55,6 +59,35 @@ def test_the_pointers_output_can_be_scaled(tmp_path: Path):
     assert torch.equal(out[:, channels:], old[:, channels:])
 
 
+def test_photos_can_be_seen_larger_and_in_the_mirror(tmp_path: Path):
+    (folder,) = models(tmp_path, 1)
+    save_checkpoint(average([(folder, 1.0)], image_size=96, mirror=True), tmp_path / "after")
+    for kwargs in ({}, {"image_size": 96}, {"mirror": True}):  # what is not said stays as it is
+        after = average([(tmp_path / "after", 1.0)], **kwargs)
+        assert after.model.config.backbone.mirror
+        assert after.model.config.backbone.image_size == after.processor.size == 96
+    tiny, back = tiny_checkpoint(), average([(tmp_path / "after", 1.0)], image_size=64, mirror=False)
+    assert back.model.config == tiny.model.config
+    assert back.processor == tiny.processor
+    captioner = load(tmp_path / "after")
+    assert captioner.encode([captioner.prepare(draw_noise(96, 96))]).grid == (3, 3)
+    x = torch.rand(1, 3, 96, 96)
+    turned = captioner.checkpoint.model.features(x.flip(3)).flip(3)
+    torch.testing.assert_close(turned, captioner.checkpoint.model.features(x))
+
+
+def test_a_vit_sees_photos_as_it_was_trained_to(tmp_path: Path):
+    options = {"patch_size": 16, "layers": 1, "heads": 2, "mlp_width": 32}
+    tiny = tiny_checkpoint()
+    backbone = BackboneConfig(kind="vit", image_size=64, width=24, options=options)
+    model = CaptionModel(replace(tiny.model.config, backbone=backbone))
+    save_checkpoint(replace(tiny, model=model), tmp_path)
+    assert average([(tmp_path, 1.0)], image_size=64, mirror=False).processor == tiny.processor
+    for kwargs in ({"image_size": 96}, {"mirror": True}):
+        with pytest.raises(OptionsError, match="a ViT sees photos in the size it was trained with"):
+            average([(tmp_path, 1.0)], **kwargs)
+
+
 def test_only_models_of_one_origin_have_a_mean(tmp_path: Path):
     (a,) = models(tmp_path, 1)
     save_checkpoint(tiny_checkpoint(words=4), tmp_path / "other")
@@ -76,14 +109,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     a, _ = models(tmp_path)
     monkeypatch.setenv("CAPTIONER_WEIGHTS", str(tmp_path))
     output = tmp_path / "mean"
-    assert (
-        main(["average", str(a), "1=3", "--pointer", "0.7", "--output", str(output), "--description", "m"])
-        == 0
-    )
+    command = ["average", str(a), "1=3", "--output", str(output), "--description", "m"]
+    assert main([*command, "--pointer", "0.7", "--image-size", "96", "--mirror"]) == 0
     assert capsys.readouterr().out == f"{output}\n"
     expected = average([(a, 1.0), (tmp_path / "1", 3.0)], pointer=0.7).model.state_dict()
     torch.testing.assert_close(weights(output), expected, rtol=1e-3, atol=1e-3)
-    assert load_checkpoint(output, device=CPU, dtype=torch.float32).description == "m"
+    written = load_checkpoint(output, device=CPU, dtype=torch.float32)
+    assert (written.description, written.processor.size) == ("m", 96)
+    assert written.model.config.backbone.mirror
     for wrong, message in (
         ("1=much", "'much' is no number"),
         ("2", "is not a checkpoint"),

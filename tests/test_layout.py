@@ -27,6 +27,7 @@ ORDER = [
     "image",
     "tokenizer",
     "linear",
+    "memory",
     "vision",
     "decoder",
     "model",

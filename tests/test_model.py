@@ -304,3 +304,36 @@ def test_only_training_leaves_out_tokens():
     assert torch.equal(same[0], same[1]), "the same of all photos"
     model.regions.token_dropout = 0.99
     assert model.encode(pixels).region_tokens.shape[1] == 1
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@torch.inference_mode()
+def test_features_are_the_same_however_many_photos_pass_at_once(
+    mirror: bool, monkeypatch: pytest.MonkeyPatch
+):
+    model = with_mirror(tiny_checkpoint().model.eval(), mirror)
+    x = torch.randn(5, 3, 64, 64)
+    together = model.features(x)
+    torch.testing.assert_close(torch.cat([model.features(x[i : i + 1]) for i in range(5)]), together)
+    monkeypatch.setattr("captioner.model.CPU_IMAGES", 5)
+    torch.testing.assert_close(model.features(x), together)
+
+
+@torch.inference_mode()
+def test_with_mirror_a_photo_and_its_mirror_image_have_the_same_features(monkeypatch: pytest.MonkeyPatch):
+    model = with_mirror(tiny_checkpoint().model.eval(), True)
+    x = torch.randn(3, 3, 64, 64)
+    plain, mirrored = model.backbone.run(x), model.backbone.run(x.flip(3)).flip(3)
+    assert not torch.allclose(plain, mirrored, atol=1e-2)
+    torch.testing.assert_close(model.features(x), (plain + mirrored) / 2)
+    torch.testing.assert_close(model.features(x.flip(3)).flip(3), model.features(x))
+    encoded = model.encode(x).region_tokens
+    expected = model.encode(model.features(x), start=model.backbone.num_stages).region_tokens
+    torch.testing.assert_close(encoded, expected)
+    monkeypatch.setattr(model, "features", None)
+    model.train().encode(x)  # a training step looks once
+
+
+def with_mirror(model: CaptionModel, mirror: bool) -> CaptionModel:
+    model.config = replace(model.config, backbone=replace(model.config.backbone, mirror=mirror))
+    return model

@@ -139,3 +139,8 @@ def test_a_timm_network_gives_its_last_feature_map():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'swin'"):
         build_backbone(BackboneConfig(kind="swin", image_size=32, width=8))
+
+
+def test_a_vit_sees_nothing_in_the_mirror():
+    with pytest.raises(ValueError, match="mirror must be false"):
+        build_backbone(BackboneConfig(kind="vit", image_size=32, width=16, options=SMALL_VIT, mirror=True))

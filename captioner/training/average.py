@@ -23,7 +23,12 @@ __all__ = ["average"]
 
 
 def average(
-    models: Sequence[tuple[Path, float]], *, pointer: float = 1.0, description: str = ""
+    models: Sequence[tuple[Path, float]],
+    *,
+    pointer: float = 1.0,
+    image_size: int | None = None,
+    mirror: bool | None = None,
+    description: str = "",
 ) -> Checkpoint:
     """A model whose weights are the mean of others'.
 
@@ -32,11 +37,14 @@ def average(
             vocabulary. Settings of generation are the first one's.
         pointer: factor on the output of the heads that start as a pointer
             (:func:`~captioner.training.initial.favour_copying`).
+        image_size: side in pixels at which photos are seen; None for the first model's. What was trained on
+            crops, where things are large, is better with a larger one (FixRes, Touvron et al. 2019).
+        mirror: whether photos are seen in the mirror as well; None for as the first model does.
         description: for ``captioner models``.
 
     Raises:
         CheckpointError: one cannot be read, or differs from the first in more than its weights.
-        OptionsError: there is none, or one counts nothing.
+        OptionsError: there is none, one counts nothing, or the backbone cannot see photos like that.
     """
     total = sum(weight for _, weight in models)
     if not models or not all(0 < weight < math.inf for _, weight in models):
@@ -58,7 +66,19 @@ def average(
     with torch.no_grad():
         output = first.model.decoder.blocks[-1].cross_attention.out.weight
         output[:, : pointer_channels(first.model)] *= pointer
-    return replace(first, description=description)
+    return replace(_seeing(first, image_size, mirror), description=description)
+
+
+def _seeing(checkpoint: Checkpoint, image_size: int | None, mirror: bool | None) -> Checkpoint:
+    """The checkpoint with other settings of how photos are seen."""
+    config = checkpoint.model.config
+    before = config.backbone
+    size = before.image_size if image_size is None else image_size
+    after = replace(before, image_size=size, mirror=before.mirror if mirror is None else mirror)
+    if before.kind == "vit" and after != before:
+        raise OptionsError("a ViT sees photos in the size it was trained with, and not in the mirror")
+    checkpoint.model.config = replace(config, backbone=after)
+    return replace(checkpoint, processor=replace(checkpoint.processor, size=size))
 
 
 def _load(path: Path) -> Checkpoint:

@@ -111,12 +111,12 @@ def train(
     from captioner.checkpoint import load_checkpoint
     from captioner.coco import CocoCaptions
     from captioner.load import model_directory, resolve_device
+    from captioner.memory import keep_freed_memory
     from captioner.training.curve import plot_curve
     from captioner.training.initial import initial_checkpoint
-    from captioner.training.memory import keep_freed_memory
     from captioner.training.train import train as run
 
-    keep_freed_memory()
+    keep_freed_memory(all_of_it=True)
     sets = [PhotoSet(name="main", images=images, coco=CocoCaptions.from_file(train))]
     if extra_images is not None and extra_train is not None:
         sets.append(PhotoSet(name="extra", images=extra_images, coco=CocoCaptions.from_file(extra_train)))
@@ -173,6 +173,14 @@ def average(
     pointer: Annotated[
         float, typer.Option(min=0, help="Factor on what the decoder takes over from the tags.")
     ] = 1.0,
+    image_size: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", min=32, max=1024, help="Side at which photos are seen, if another."),
+    ] = None,
+    mirror: Annotated[
+        bool | None,
+        typer.Option("--mirror/--no-mirror", help="See each photo in the mirror as well, if not as before."),
+    ] = None,
     description: Annotated[str, typer.Option(help="What `captioner models` says of it.")] = "",
 ) -> None:
     """Average the weights of models that were trained from one: epochs of a run, or several runs."""
@@ -187,7 +195,8 @@ def average(
             counted.append((model_directory(name), float(weight)))
         except ValueError:
             raise OptionsError(f"{text}: {weight!r} is no number: write MODEL or MODEL=0.5") from None
-    save_checkpoint(run(counted, pointer=pointer, description=description), output)
+    mean = run(counted, pointer=pointer, image_size=image_size, mirror=mirror, description=description)
+    save_checkpoint(mean, output)
     print(output)
 
 
