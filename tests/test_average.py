@@ -69,7 +69,7 @@ def test_photos_can_be_seen_larger_and_in_the_mirror(tmp_path: Path):
     tiny, back = tiny_checkpoint(), average([(tmp_path / "after", 1.0)], image_size=64, mirror=False)
     assert back.model.config == tiny.model.config
     assert back.processor == tiny.processor
-    captioner = load(tmp_path / "after")
+    captioner = load(tmp_path / "after", device="cpu")
     assert captioner.encode([captioner.prepare(draw_noise(96, 96))]).grid == (3, 3)
     x = torch.rand(1, 3, 96, 96)
     turned = captioner.checkpoint.model.features(x.flip(3)).flip(3)
