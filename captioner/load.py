@@ -78,7 +78,7 @@ def load(
     """Load a model.
 
     On a CPU with glibc this also lets the process keep up to 256 MB of freed memory
-    (:func:`~captioner.memory.keep_freed_memory`), which halves the time of the image encoder.
+    (:func:`~captioner.memory.keep_freed_memory`), which takes a third off the time of the image encoder.
 
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
