@@ -272,8 +272,10 @@ class CaptionModel(nn.Module):
         Where its configuration says ``mirror``, that is the mean of what it sees in a photo and, turned back,
         in its mirror image (test-time augmentation, Krizhevsky et al. 2012), at the price of a second look.
         """
-        look = self._look_twice if self.config.backbone.mirror else self.backbone.run
-        at_once = len(x) if x.device.type != "cpu" else 1 if self.config.backbone.mirror else CPU_IMAGES
+        mirror = self.config.backbone.mirror
+        look = self._look_twice if mirror else self.backbone.run
+        looks = 2 if mirror else 1
+        at_once = CPU_IMAGES // looks if x.device.type == "cpu" else len(x)
         return torch.cat([look(part) for part in torch.split(x, at_once)])
 
     def _look_twice(self, x: Tensor) -> Tensor:

@@ -10,16 +10,14 @@ import pytest
 import torch
 from images import draw_noise
 from test_training import OPTIONS, epochs, run
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_vit_checkpoint
 
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.errors import CheckpointError, OptionsError
 from captioner.load import load
-from captioner.model import CaptionModel
 from captioner.training.average import average
 from captioner.training.initial import pointer_channels
-from captioner.vision import BackboneConfig
 
 CPU = torch.device("cpu")
 
@@ -77,12 +75,9 @@ def test_photos_can_be_seen_larger_and_in_the_mirror(tmp_path: Path):
 
 
 def test_a_vit_sees_photos_as_it_was_trained_to(tmp_path: Path):
-    options = {"patch_size": 16, "layers": 1, "heads": 2, "mlp_width": 32}
-    tiny = tiny_checkpoint()
-    backbone = BackboneConfig(kind="vit", image_size=64, width=24, options=options)
-    model = CaptionModel(replace(tiny.model.config, backbone=backbone))
-    save_checkpoint(replace(tiny, model=model), tmp_path)
-    assert average([(tmp_path, 1.0)], image_size=64, mirror=False).processor == tiny.processor
+    vit = tiny_vit_checkpoint()
+    save_checkpoint(vit, tmp_path)
+    assert average([(tmp_path, 1.0)], image_size=64, mirror=False).processor == vit.processor
     for kwargs in ({"image_size": 96}, {"mirror": True}):
         with pytest.raises(OptionsError, match="a ViT sees photos in the size it was trained with"):
             average([(tmp_path, 1.0)], **kwargs)

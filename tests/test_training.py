@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_vit_checkpoint
 
 from captioner.checkpoint import Checkpoint
 from captioner.cli import main
@@ -24,7 +24,7 @@ from captioner.coco import CocoCaptions
 from captioner.errors import DataError, OptionsError
 from captioner.generation import DecodeRules
 from captioner.load import load
-from captioner.model import CaptionModel, RegionEncoder, Tags, TagTokens
+from captioner.model import RegionEncoder, Tags, TagTokens
 from captioner.training import train as training
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
@@ -32,7 +32,6 @@ from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.scst import SelfCritic, check_consensus, leave_one_out
 from captioner.training.swap import TagSwap
 from captioner.training.train import train
-from captioner.vision import BackboneConfig
 
 COLOURS = {"red": "a red ball on the beach", "green": "a brown dog runs through the green grass"}
 OPTIONS = TrainingOptions(
@@ -361,12 +360,8 @@ def test_word_tags_need_a_backbone_that_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_class_token_is_no_part_of_a_mean_feature(tmp_path: Path) -> None:
-    tiny = tiny_checkpoint()
-    options = {"patch_size": 16, "layers": 1, "heads": 2, "mlp_width": 32}
-    vit = BackboneConfig(kind="vit", image_size=64, width=24, options=options)
-    checkpoint = replace(tiny, model=CaptionModel(replace(tiny.model.config, backbone=vit)))
     whole = replace(OPTIONS, backbone_rate=0.0, frozen_stages=99)
-    trainer = training.Trainer(checkpoint, whole, tmp_path)
+    trainer = training.Trainer(tiny_vit_checkpoint(), whole, tmp_path)
     photos = photo_set(tmp_path / "photos", count=2)
     (cache,) = training.build_caches([photos], [1], trainer, lambda progress: None)
     (tokens,) = cache.parts(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from captioner.captioner import Captioner
@@ -59,6 +61,14 @@ def tiny_checkpoint(*, seed: int = 0, words: int = 0) -> Checkpoint:
         description="a tiny model for tests",
         generation={"num_beams": 2, "max_length": 12},
     )
+
+
+def tiny_vit_checkpoint() -> Checkpoint:
+    """The same around a ViT of 16 patches and a class token."""
+    tiny = tiny_checkpoint()
+    options = {"patch_size": 16, "layers": 1, "heads": 2, "mlp_width": 32}
+    vit = BackboneConfig(kind="vit", image_size=64, width=24, options=options)
+    return replace(tiny, model=CaptionModel(replace(tiny.model.config, backbone=vit)))
 
 
 def tiny_captioner(*, seed: int = 0) -> Captioner:
