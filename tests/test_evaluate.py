@@ -153,7 +153,7 @@ def test_the_command_prints_the_metrics(command: list[str], capsys: pytest.Captu
     assert main([*command, "--beams", "1", "--limit", "3"]) == 0
     output = capsys.readouterr()
     lines = dict(line.split("\t") for line in output.out.splitlines())
-    assert [name for name in lines if name != "METEOR"] == [
+    assert [name for name in lines if name != "METEOR" and "words right" not in name] == [
         *(f"BLEU-{n}" for n in range(1, 5)),
         "ROUGE-L",
         "CIDEr",

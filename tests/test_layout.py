@@ -23,6 +23,7 @@ ORDER = [
     "options",
     "caption",
     "coco",
+    "content",
     "formats",
     "image",
     "tokenizer",

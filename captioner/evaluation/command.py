@@ -44,7 +44,11 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a model's captions: BLEU, ROUGE-L, CIDEr, METEOR where there is Java, and images/s."""
+    """Judge a model's captions: BLEU, ROUGE-L, CIDEr, METEOR where there is Java, what is right, images/s.
+
+    Right is a content word that some reference of the photograph says; people are invented where a caption
+    has a person and no reference has.
+    """
     from captioner.coco import CocoCaptions
     from captioner.evaluation.evaluate import evaluate as run
 
@@ -121,6 +125,9 @@ _TITLES = {
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
     "meteor": "METEOR",
+    "content_right": "content words right %",
+    "colours_right": "colour words right %",
+    "people_invented": "people invented %",
     "images": "images",
     "images_per_second": "images/s",
 }

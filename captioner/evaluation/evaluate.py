@@ -13,6 +13,7 @@ from captioner.caption import Caption
 from captioner.captioner import Captioner, PreparedImage
 from captioner.coco import CocoCaptions, ImageId
 from captioner.errors import DataError, ImageError, OptionsError
+from captioner.evaluation.correctness import Correctness, correctness
 from captioner.evaluation.metrics import Scores, score
 from captioner.generation import GenerationOptions
 
@@ -27,22 +28,23 @@ class EvaluationResult:
 
     Attributes:
         scores: the metrics, all times 100.
+        correctness: what the captions get right, in percent.
         images: how many photos were captioned.
         images_per_second: of reading and captioning them, without the metrics.
         captions: by the photos' ids, in the order of the captions file.
     """
 
     scores: Scores
+    correctness: Correctness
     images: int
     images_per_second: float
     captions: Mapping[ImageId, Caption]
 
     def to_dict(self) -> dict[str, Any]:
         """The metrics and the speed as JSON-ready data, rounded."""
-        scores = {
-            name: value if value is None else round(value, 3) for name, value in self.scores.to_dict().items()
-        }
-        return {**scores, "images": self.images, "images_per_second": round(self.images_per_second, 2)}
+        figures = {**self.scores.to_dict(), **self.correctness.to_dict()}
+        rounded = {name: value if value is None else round(value, 3) for name, value in figures.items()}
+        return {**rounded, "images": self.images, "images_per_second": round(self.images_per_second, 2)}
 
 
 def evaluate(
@@ -89,13 +91,14 @@ def evaluate(
             progress(len(found), len(files))
     seconds = time.perf_counter() - begun
     captions = {image.id: caption for image, caption in zip(chosen, found, strict=True)}
-    scores = score(
-        {image.id: coco.captions[image.id] for image in chosen},
-        {key: caption.caption for key, caption in captions.items()},
-        meteor=meteor,
-    )
+    references = {image.id: coco.captions[image.id] for image in chosen}
+    texts = {key: caption.caption for key, caption in captions.items()}
     return EvaluationResult(
-        scores=scores, images=len(files), images_per_second=len(files) / seconds, captions=captions
+        scores=score(references, texts, meteor=meteor),
+        correctness=correctness(references, texts),
+        images=len(files),
+        images_per_second=len(files) / seconds,
+        captions=captions,
     )
 
 
