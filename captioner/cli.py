@@ -142,13 +142,27 @@ def caption(
 
 
 @app.command()
-def models() -> None:
-    """List the models that --model knows by name: name, size, directory and description, tab-separated."""
+def models(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="One as --model takes it: what it can give.", show_default=False)
+    ] = None,
+) -> None:
+    """List the models that --model knows by name: name, size, directory and description, tab-separated.
+
+    Of one model: its name and description, then what it can give and, where it cannot, why not.
+    """
     from captioner import list_models
 
-    for model in list_models():
-        size = f"{model.megabytes:.0f} MB"
-        print(model.name, size, one_line(str(model.path)), one_line(model.description), sep="\t")
+    if model is not None:
+        captioner = ctx.obj(model, device="cpu", dtype="auto")
+        print(captioner.name, one_line(captioner.description), sep="\t")
+        for name, reason in captioner.lacks.to_dict().items():
+            print(name, *(["yes"] if reason is None else ["no", reason]), sep="\t")
+        return
+    for each in list_models():
+        size = f"{each.megabytes:.0f} MB"
+        print(each.name, size, one_line(str(each.path)), one_line(each.description), sep="\t")
 
 
 @app.command()

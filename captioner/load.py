@@ -91,11 +91,11 @@ def load(
         CheckpointError: there is no such model, or it is damaged.
         DeviceError: this machine lacks the device, or the number type is unknown.
     """
-    from captioner.adapter import is_adapted, read_adapted
     from captioner.captioner import Captioner
     from captioner.checkpoint import load_checkpoint
     from captioner.convert import fetch, is_hugging_face, read_hugging_face
     from captioner.memory import keep_freed_memory
+    from captioner.runners import CheckpointRunner, is_sequence_model, read_sequence_model
 
     on = resolve_device(device)
     if on.type == "cpu":
@@ -104,7 +104,8 @@ def load(
     name = os.fspath(name_or_path)
     directory = model_directory(name)
     if directory.is_dir() and not is_hugging_face(directory):
-        return Captioner(load_checkpoint(directory, device=on, dtype=number), name=directory.resolve().name)
+        runner = CheckpointRunner(load_checkpoint(directory, device=on, dtype=number))
+        return Captioner(runner, name=directory.resolve().name)
     # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
     if not directory.is_dir() and (not re.fullmatch(HUB_NAME, name) or directory.parent.is_dir()):
         known = ", ".join(model.name for model in list_models()) or "none found"
@@ -116,11 +117,11 @@ def load(
         name = directory.resolve().name
     else:
         directory = fetch(name)
-    if is_adapted(directory):
-        return read_adapted(directory, name=name, device=on, dtype=number)
+    if is_sequence_model(directory):
+        return Captioner(read_sequence_model(directory, name=name, device=on, dtype=number), name=name)
     checkpoint = read_hugging_face(directory, name=name)
     checkpoint.model.to(on, number)
-    return Captioner(checkpoint, name=name)
+    return Captioner(CheckpointRunner(checkpoint), name=name)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -183,6 +183,7 @@ async def _as_sse(events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:
 def _model(service: Service) -> ModelOut:
     captioner = service.engine.captioner
     defaults: dict[str, Any] = asdict(captioner.default_options)
+    lacks = captioner.lacks.to_dict()
     return ModelOut(
         id=captioner.name,
         created=service.engine.started_at,
@@ -192,6 +193,8 @@ def _model(service: Service) -> ModelOut:
         device=str(captioner.device),
         dtype=str(captioner.dtype).removeprefix("torch."),
         default_options=defaults,
+        gives={name: None if reason else True for name, reason in lacks.items()},
+        reasons={name: reason for name, reason in lacks.items() if reason},
         max_beams=service.settings.max_beams,
         max_upload_bytes=service.settings.max_upload_bytes,
         max_pixels=service.settings.max_pixels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -203,6 +203,10 @@ class ModelOut(BaseModel):
     device: str
     dtype: str
     default_options: dict[str, Any]
+    gives: dict[str, Literal[True] | None] = Field(
+        description="What the model can give; null for what it cannot, for which `reasons` says why."
+    )
+    reasons: dict[str, str]
     max_beams: int
     max_upload_bytes: int
     max_pixels: int

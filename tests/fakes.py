@@ -72,7 +72,7 @@ class FakeCaptioner:
     def prepare(self, image: ImageSource, *, name: str | None = None) -> Photo:
         return decode_image(image, name=name)
 
-    def decode_rules(self, options: GenerationOptions) -> None:
+    def check_options(self, options: GenerationOptions) -> None:
         """All options suit it."""
 
     def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:

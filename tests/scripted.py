@@ -11,6 +11,7 @@ from fakes import FakeCaptioner
 
 from captioner import Caption, GenerationOptions, StreamEvent
 from captioner.image import ImageSource, Photo, decode_image
+from captioner.runners import Lacks
 
 
 class ScriptedCaptioner(FakeCaptioner):
@@ -28,6 +29,7 @@ class ScriptedCaptioner(FakeCaptioner):
     device = torch.device("cpu")
     dtype = torch.float32
     parameters = 0
+    lacks = Lacks()
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tiny import tiny_captioner
+from tiny import tiny_checkpoint
 
 from captioner import Caption, Captioner, GenerationOptions, PreparedImage, StreamEvent
+from captioner.runners import CheckpointRunner
 
 
 class Recording(Captioner):
@@ -20,7 +21,7 @@ class Recording(Captioner):
     """
 
     def __init__(self) -> None:
-        super().__init__(tiny_captioner().checkpoint, name="tiny")
+        super().__init__(CheckpointRunner(tiny_checkpoint()), name="tiny")
         self.batches: list[list[str | None]] = []
 
     def caption_prepared(

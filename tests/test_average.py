@@ -16,6 +16,7 @@ from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.errors import CheckpointError, OptionsError
 from captioner.load import load
+from captioner.runners import CheckpointRunner
 from captioner.training.average import average
 from captioner.training.initial import pointer_channels
 
@@ -68,7 +69,8 @@ def test_photos_can_be_seen_larger_and_in_the_mirror(tmp_path: Path):
     assert back.model.config == tiny.model.config
     assert back.processor == tiny.processor
     captioner = load(tmp_path / "after", device="cpu")
-    assert captioner.encode([captioner.prepare(draw_noise(96, 96))]).grid == (3, 3)
+    prepared = captioner.prepare(draw_noise(96, 96))
+    assert CheckpointRunner(captioner.checkpoint).encode([prepared]).grid == (3, 3)
     x = torch.rand(1, 3, 96, 96)
     turned = captioner.checkpoint.model.features(x.flip(3)).flip(3)
     torch.testing.assert_close(turned, captioner.checkpoint.model.features(x))

@@ -294,7 +294,7 @@ def test_options_that_the_model_refuses_leave_nothing_behind(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     class Strict(FakeCaptioner):
-        def decode_rules(self, options: GenerationOptions) -> None:
+        def check_options(self, options: GenerationOptions) -> None:
             raise OptionsError(f"max_length {options.max_length} exceeds this model's positions")
 
     before = sorted(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from tiny import tiny_captioner, tiny_checkpoint
 import captioner
 from captioner import Caption, Captioner, GenerationOptions, ImageDecodeError, ImageSizeError, OptionsError
 from captioner.checkpoint import Checkpoint
+from captioner.runners import CheckpointRunner
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {"num_beams": 1},
@@ -41,7 +42,7 @@ def ending_checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def model() -> Captioner:
-    return Captioner(ending_checkpoint(), name="tiny")
+    return Captioner(CheckpointRunner(ending_checkpoint()), name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_the_log_probability_is_the_models_own_whatever_the_rules(
         ids = checkpoint.tokenizer.encode(caption.caption)
         if len(ids) < 10:
             ids = [*ids, checkpoint.tokenizer.config.eos_id]
-        pixel_values = checkpoint.processor.normalize(image.pixel_values[None], torch.float32)
+        pixel_values = checkpoint.processor.normalize(image.content[None], torch.float32)
         decoder = checkpoint.model.decoder
         cross = decoder.cross_cache(checkpoint.model.encode(pixel_values).region_tokens)
         forced = torch.tensor([[[checkpoint.tokenizer.config.start_ids[0], *ids[:-1]]]])
@@ -193,7 +194,7 @@ def test_a_caption_begins_with_the_prompt_and_words_are_what_follows(
 
 @pytest.mark.parametrize("prompt", ["a zebra", "<eos>", "a <pad> dog", "a dog <bos>", "日本"])
 def test_a_prompt_with_a_word_that_the_model_does_not_know_is_refused(prompt: str, model: Captioner):
-    with pytest.raises(OptionsError, match="words that tiny does not know"):
+    with pytest.raises(OptionsError, match="words that this model does not know"):
         model.caption([draw_scene()], GenerationOptions(prompt=prompt))
 
 
@@ -305,8 +306,8 @@ def test_no_photo_is_lost_to_an_impossible_batch_size(model: Captioner):
 def test_preparing_is_told_the_limit_and_the_name(model: Captioner):
     prepared = model.prepare(encode(draw_scene(), "PNG"), name="scene")
     assert (prepared.file, prepared.width, prepared.height) == ("scene", 96, 64)
-    assert prepared.pixel_values.shape == (3, 64, 64)
-    assert prepared.pixel_values.dtype == torch.uint8
+    assert prepared.content.shape == (3, 64, 64)
+    assert prepared.content.dtype == torch.uint8
     with pytest.raises(ImageSizeError, match="scene"):
         model.prepare(encode(draw_scene(), "PNG"), name="scene", max_pixels=96 * 64 - 1)
 
@@ -315,7 +316,7 @@ def test_a_checkpoint_with_impossible_defaults_is_refused():
     checkpoint = tiny_checkpoint()
     broken = Checkpoint(**{**vars(checkpoint), "generation": {"num_beams": 999}})
     with pytest.raises(captioner.CheckpointError, match="num_beams"):
-        Captioner(broken, name="broken")
+        Captioner(CheckpointRunner(broken), name="broken")
 
 
 def test_a_model_is_moved_and_converted():

@@ -280,6 +280,14 @@ def test_help_and_version_need_no_torch():
     assert done.stdout.splitlines()[-2:] == [f"captioner {version('captioner')}", "[0, 0, 0] []"]
 
 
+def test_a_model_of_ours_gives_everything(tmp_path, capsys):
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny")
+    assert main(["models", str(tmp_path / "tiny")]) == 0
+    head, *gives = capsys.readouterr().out.splitlines()
+    assert head == "tiny\ta tiny model for tests"
+    assert gives == [f"{name}\tyes" for name in ("attention", "streaming", "seeds", "beams")]
+
+
 def test_models_are_those_of_the_library(capsys):
     assert main(["models"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]

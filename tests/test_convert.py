@@ -26,6 +26,7 @@ from captioner.checkpoint import load_checkpoint
 from captioner.cli import main
 from captioner.convert import convert, is_hugging_face, read_hugging_face, their_tensors
 from captioner.generation import DecodeRules, GenerationOptions, generate
+from captioner.runners import CheckpointRunner
 
 KINDS: dict[str, Callable[..., PreTrainedModel]] = {
     "blip": huggingface.save_blip,
@@ -245,13 +246,10 @@ def test_captions_by_a_checkpoints_own_settings_are_those_of_generate_without_ar
         change_json(folder / "generation_config.json", **settings)
         ours = captioner.load(folder, device="cpu")
         images = [ours.prepare(draw_noise(32, 32, seed=number)) for number in range(8)]
-        found = generate(
-            ours.checkpoint.model.decoder,
-            ours.encode(images).region_tokens,
-            ours.default_options,
-            ours.decode_rules(ours.default_options),
-        )
-        pixel_values = torch.stack([image.pixel_values for image in images])
+        runner, options = CheckpointRunner(ours.checkpoint), ours.default_options
+        regions = runner.encode(images).region_tokens
+        found = generate(ours.checkpoint.model.decoder, regions, options, runner.rules(options))
+        pixel_values = torch.stack([image.content for image in images])
         pixel_values = ours.checkpoint.processor.normalize(pixel_values, torch.float32)
         theirs = type(theirs).from_pretrained(folder).eval()
         for part in (theirs, theirs.text_decoder if kind == "blip" else theirs):

@@ -25,6 +25,7 @@ from captioner.errors import DataError, OptionsError
 from captioner.generation import DecodeRules
 from captioner.load import load
 from captioner.model import RegionEncoder, Tags, TagTokens
+from captioner.runners import CheckpointRunner
 from captioner.training import train as training
 from captioner.training.curve import plot_curve
 from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
@@ -349,7 +350,7 @@ def test_word_tags_are_fitted_then_learned_from_as_the_other_photos_tell_them(
     head = model.checkpoint.model.regions.tags
     assert head.word_head.weight.abs().max() > 0
     assert head.word_prior.tolist() == [0.5] * 4
-    red = model.encode([model.prepare(tmp_path / "photos" / "0.png")])
+    red = CheckpointRunner(model.checkpoint).encode([model.prepare(tmp_path / "photos" / "0.png")])
     assert red.region_tokens.shape[1] == 4 + 8 + 4
 
 

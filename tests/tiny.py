@@ -11,6 +11,7 @@ from captioner.checkpoint import Checkpoint
 from captioner.decoder import DecoderConfig
 from captioner.image import ImageProcessor
 from captioner.model import CaptionModel, ModelConfig, RegionConfig
+from captioner.runners import CheckpointRunner
 from captioner.tokenizer import train_word_tokenizer
 from captioner.vision import BackboneConfig
 
@@ -73,4 +74,4 @@ def tiny_vit_checkpoint() -> Checkpoint:
 
 def tiny_captioner(*, seed: int = 0) -> Captioner:
     """The model of :func:`tiny_checkpoint`, ready to use on the CPU."""
-    return Captioner(tiny_checkpoint(seed=seed), name="tiny")
+    return Captioner(CheckpointRunner(tiny_checkpoint(seed=seed)), name="tiny")

@@ -51,7 +51,7 @@ class BatchCaptioner:
     def __init__(self, captioner: Captioner, options: GenerationOptions | None = None) -> None:
         self.captioner = captioner
         self.options = options or captioner.default_options
-        captioner.decode_rules(self.options)  # what is wrong with them is known before anything is written
+        captioner.check_options(self.options)  # what is wrong with them is known before anything is written
         self.max_batch: int | None = None
         """Photographs that fit into memory together, once a larger batch did not; None before."""
         self._failures = 0  # of the model, in a row

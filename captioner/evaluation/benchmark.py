@@ -20,6 +20,7 @@ from captioner.captioner import Captioner, PreparedImage
 from captioner.errors import OptionsError
 from captioner.evaluation.twin import Twin, build_twin
 from captioner.generation import GenerationOptions, generate
+from captioner.runners import CheckpointRunner
 
 __all__ = ["BenchmarkResult", "Comparison", "Stages", "benchmark"]
 
@@ -70,7 +71,8 @@ class BenchmarkResult:
         dtype: in which number type.
         threads: of torch on the CPU.
         num_beams: of the search.
-        tokens: of a caption, on average, the end token included.
+        tokens: of a caption, on average, the end token included. None where another library runs the model as
+            a whole, as are ``stages_ms`` and ``tokens_per_second``.
         latency_p50_ms: one photo from its bytes to its caption, median.
         latency_p95_ms: likewise, 95th percentile.
         stages_ms: where that time goes.
@@ -87,12 +89,12 @@ class BenchmarkResult:
     dtype: str
     threads: int
     num_beams: int
-    tokens: float
+    tokens: float | None
     latency_p50_ms: float
     latency_p95_ms: float
-    stages_ms: Stages
+    stages_ms: Stages | None
     images_per_second: dict[int, float]
-    tokens_per_second: float
+    tokens_per_second: float | None
     peak_memory_mb: float
     scope: str | None = None
     transformers: str | None = None
@@ -130,6 +132,8 @@ def benchmark(
         raise OptionsError(
             f"repeats and batch_sizes must be at least 1, not {repeats} and {list(batch_sizes)}"
         )
+    if against_transformers and captioner.checkpoint is None:
+        raise OptionsError(f"{captioner.name} is run by another library: leave out the comparison")
     chosen = replace(options or captioner.default_options, attention=False)
     runner = _Runner(captioner, chosen, repeats)
     progress("one photo at a time")
@@ -156,6 +160,7 @@ def benchmark(
     if not against_transformers:
         return result
     progress("building the model of transformers")
+    assert captioner.checkpoint is not None
     twin = build_twin(captioner.checkpoint)
     comparisons = []
     for size in batch_sizes:
@@ -173,6 +178,8 @@ class _Runner:
         self.captioner, self.options, self.repeats = captioner, options, repeats
         self.files = [_photo(seed) for seed in range(_PHOTOS)]
         self.prepared = [captioner.prepare(file) for file in self.files]
+        # what runs the parts one by one
+        self.parts = None if captioner.checkpoint is None else CheckpointRunner(captioner.checkpoint)
         if self._on_gpu():
             torch.cuda.reset_peak_memory_stats(captioner.device)
 
@@ -197,8 +204,8 @@ class _Runner:
         self.seconds(run)
         return statistics.median(self.seconds(run) for _ in range(self.repeats))
 
-    def one_photo(self) -> tuple[list[float], Stages]:
-        """Milliseconds of each photo, and its stages."""
+    def one_photo(self) -> tuple[list[float], Stages | None]:
+        """Milliseconds of each photo, and its stages where they can be told apart."""
         captioner, photos = self.captioner, cycle(self.files)
 
         def caption() -> None:
@@ -206,28 +213,28 @@ class _Runner:
 
         self.seconds(caption)
         latency = [1000 * self.seconds(caption) for _ in range(max(self.repeats, _PHOTOS))]
-        encoded = captioner.encode(self.prepared[:1]).region_tokens
+        parts = self.parts
+        if parts is None:
+            return latency, None
+        encoded = parts.encode(self.prepared[:1]).region_tokens
         return latency, Stages(
             prepare=1000 * self.median(lambda: captioner.prepare(next(photos))),
-            encode=1000 * self.median(lambda: captioner.encode(self.prepared[:1])),
-            search=1000 * self.median(lambda: self._search(encoded)),
+            encode=1000 * self.median(lambda: parts.encode(self.prepared[:1])),
+            search=1000 * self.median(lambda: _search(parts, encoded, self.options)),
         )
 
     def images_per_second(self, size: int) -> float:
         batch = self.batch(size)
         return size / self.median(lambda: self.captioner.caption_prepared(batch, self.options))
 
-    def tokens(self, size: int) -> tuple[float, float]:
+    def tokens(self, size: int) -> tuple[float, float] | tuple[None, None]:
         """Tokens of a caption, and tokens per second of the decode loop alone."""
-        encoded = self.captioner.encode(self.batch(size)).region_tokens
-        count = sum(map(len, self._search(encoded)))
-        return count / size, count / self.median(lambda: self._search(encoded))
-
-    def _search(self, region_tokens: torch.Tensor) -> list[list[int]]:
-        rules = self.captioner.decode_rules(self.options)
-        decoder = self.captioner.checkpoint.model.decoder
-        found = generate(decoder, region_tokens, self.options, rules)
-        return [list(hypotheses[0].token_ids) for hypotheses in found]
+        parts = self.parts
+        if parts is None:
+            return None, None
+        encoded = parts.encode(self.batch(size)).region_tokens
+        count = sum(map(len, _search(parts, encoded, self.options)))
+        return count / size, count / self.median(lambda: _search(parts, encoded, self.options))
 
     def peak_memory(self) -> float:
         if self._on_gpu():
@@ -241,12 +248,14 @@ class _Runner:
 
     def compare(self, twin: Twin, size: int) -> Comparison:
         """Ours and theirs in turns, from normalised pixels to token ids."""
-        checkpoint = self.captioner.checkpoint
-        pixels = torch.stack([image.pixel_values for image in self.batch(size)]).to(self.captioner.device)
+        parts = self.parts
+        assert parts is not None
+        checkpoint = parts.checkpoint
+        pixels = torch.stack([image.content for image in self.batch(size)]).to(self.captioner.device)
         pixel_values = checkpoint.processor.normalize(pixels, self.captioner.dtype)
 
         def ours() -> list[list[int]]:
-            return self._search(checkpoint.model.encode(pixel_values).region_tokens)
+            return _search(parts, checkpoint.model.encode(pixel_values).region_tokens, self.options)
 
         def theirs() -> list[list[int]]:
             return twin.generate(pixel_values, self.options)
@@ -262,6 +271,14 @@ class _Runner:
             ratio=mine / other,
             same=same,
         )
+
+
+def _search(
+    parts: CheckpointRunner, region_tokens: torch.Tensor, options: GenerationOptions
+) -> list[list[int]]:
+    """The token ids of the best captions."""
+    found = generate(parts.checkpoint.model.decoder, region_tokens, options, parts.rules(options))
+    return [list(hypotheses[0].token_ids) for hypotheses in found]
 
 
 def _photo(seed: int) -> bytes:

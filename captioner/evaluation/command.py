@@ -142,10 +142,11 @@ def _random(name: str, device: str, dtype: str) -> Captioner:
     from captioner.captioner import Captioner
     from captioner.evaluation.architectures import random_checkpoint
     from captioner.load import resolve_device, resolve_dtype
+    from captioner.runners import CheckpointRunner
 
     checkpoint, on = random_checkpoint(name), resolve_device(device)
     checkpoint.model.to(on, resolve_dtype(dtype, on))
-    return Captioner(checkpoint, name=checkpoint.description)
+    return Captioner(CheckpointRunner(checkpoint), name=checkpoint.description)
 
 
 @contextmanager
@@ -170,19 +171,20 @@ def _write_predictions(path: Path, result: EvaluationResult) -> None:
 
 def _print_benchmark(result: BenchmarkResult) -> None:
     stages = result.stages_ms
-    print(
-        "model", f"{result.model}, {result.num_beams} beams, {result.tokens:.1f} tokens a caption", sep="\t"
-    )
+    tokens = "" if result.tokens is None else f", {result.tokens:.1f} tokens a caption"
+    print("model", f"{result.model}, {result.num_beams} beams{tokens}", sep="\t")
     print("device", f"{result.device}, {result.dtype}, {result.threads} threads", sep="\t")
     print("one photo", f"{result.latency_p50_ms:.1f} ms, p95 {result.latency_p95_ms:.1f} ms", sep="\t")
-    print(
-        "its stages",
-        f"prepare {stages.prepare:.1f} ms, encode {stages.encode:.1f} ms, search {stages.search:.1f} ms",
-        sep="\t",
-    )
+    if stages is not None:
+        print(
+            "its stages",
+            f"prepare {stages.prepare:.1f} ms, encode {stages.encode:.1f} ms, search {stages.search:.1f} ms",
+            sep="\t",
+        )
     for size, speed in result.images_per_second.items():
         print(f"batch of {size}", f"{speed:.1f} images/s", sep="\t")
-    print("decode loop", f"{result.tokens_per_second:.0f} tokens/s", sep="\t")
+    if result.tokens_per_second is not None:
+        print("decode loop", f"{result.tokens_per_second:.0f} tokens/s", sep="\t")
     print("peak memory", f"{result.peak_memory_mb:.0f} MB", sep="\t")
     if result.comparisons:
         print("against", f"transformers {result.transformers}, {result.scope}, the same weights", sep="\t")

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captioner.adapter import quiet_transformers
 from captioner.checkpoint import Checkpoint
 from captioner.convert import their_tensors
 from captioner.errors import OptionsError
 from captioner.generation import GenerationOptions
 from captioner.model import ModelConfig
+from captioner.runners import quiet_transformers
 from captioner.tokenizer import TokenizerConfig
 
 __all__ = ["Twin", "build_twin"]

@@ -19,6 +19,8 @@ from transformers import AutoProcessor, PreTrainedModel
 import captioner
 from captioner import Captioner, CheckpointError, GenerationOptions, OptionsError
 from captioner.cli import main
+from captioner.evaluation.benchmark import benchmark
+from captioner.runners.sequence import SequenceRunner, read_sequence_model
 
 SAVE: dict[str, Callable[..., PreTrainedModel]] = {
     "git": huggingface.save_git,
@@ -33,12 +35,13 @@ class Both:
 
     folder: Path
     ours: Captioner
+    runner: SequenceRunner
     theirs: PreTrainedModel
     processor: Any
 
     def prompt(self, text: str = "") -> list[int]:
         """What every sequence of theirs begins with."""
-        return list(self.ours.decode_rules(GenerationOptions(prompt=text)).prompt_ids)
+        return list(self.runner.rules(GenerationOptions(prompt=text)).prompt_ids)
 
     def inputs(self, photos: list[Image.Image], ids: list[list[int]]) -> dict[str, Any]:
         """Photos and the token ids of text that has begun."""
@@ -69,7 +72,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("adapted") / request.param
     theirs = SAVE[request.param](folder)
     processor = AutoProcessor.from_pretrained(folder)
-    return Both(folder, captioner.load(folder, device="cpu"), theirs, processor)
+    runner = read_sequence_model(folder, name=folder.name, device=torch.device("cpu"), dtype=torch.float32)
+    return Both(folder, captioner.load(folder, device="cpu"), runner, theirs, processor)
 
 
 @pytest.mark.parametrize("prompt", ["", "a dog"])
@@ -154,8 +158,14 @@ def test_what_cannot_be_had_is_refused_with_the_call(both: Both):
         both.ours.stream(PHOTOS[0], GenerationOptions(do_sample=True, seed=1))
     with pytest.raises(OptionsError, match="positions"):
         both.ours.caption(PHOTOS[:1], GenerationOptions(max_length=200))
-    with pytest.raises(OptionsError, match="gives no region tokens"):
-        both.ours.encode([both.ours.prepare(PHOTOS[0])])
+
+
+def test_a_benchmark_measures_what_can_be_told_apart(both: Both):
+    result = benchmark(both.ours, options=GenerationOptions(max_length=4), batch_sizes=(1,), repeats=1)
+    assert result.images_per_second[1] > 0
+    assert (result.stages_ms, result.tokens, result.tokens_per_second) == (None, None, None)
+    with pytest.raises(OptionsError, match="leave out the comparison"):
+        benchmark(both.ours, against_transformers=True)
 
 
 def test_photos_are_prepared_as_the_checkpoints_processor_does(both: Both):
@@ -163,8 +173,8 @@ def test_photos_are_prepared_as_the_checkpoints_processor_does(both: Both):
     expected = both.processor.image_processor(
         PHOTOS[0], return_tensors="np", do_rescale=False, do_normalize=False
     )
-    assert np.array_equal(prepared.pixel_values.numpy(), expected["pixel_values"][0])
-    assert prepared.pixel_values.dtype == torch.uint8
+    assert np.array_equal(prepared.content.numpy(), expected["pixel_values"][0])
+    assert prepared.content.dtype == torch.uint8
 
 
 def test_a_number_type_is_as_asked_for(both: Both):
@@ -209,3 +219,11 @@ def test_the_command_line_captions_and_says_why_there_is_no_heatmap(
     assert capsys.readouterr().out.startswith(f"{photo_path}\t")
     assert main([*argv, "--heatmap", str(tmp_path / "map.png")]) == 2
     assert "has no attention to draw" in capsys.readouterr().err
+
+
+def test_the_command_line_says_what_it_gives_and_why_not_more(both: Both, capsys: pytest.CaptureFixture[str]):
+    assert main(["models", str(both.folder)]) == 0
+    gives = dict(line.split("\t", 1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert gives["beams"] == "yes"
+    assert gives["attention"].startswith("no\t")
+    assert "one sequence" in gives["attention"]

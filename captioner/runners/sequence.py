@@ -1,4 +1,4 @@
-"""Models whose decoder is not of our shape, GIT and Florence-2, run by `transformers` behind our interface.
+"""Models whose decoder is not of our shape, GIT and Florence-2, run by `transformers`.
 
 The search is that of `transformers`; the rules of decoding are ours, so that options mean here what they mean
 for any other model. GIT attends to photo and text at once, and Florence-2's encoder mixes the photo with its
@@ -8,7 +8,6 @@ question: neither has a map of the photo for each word, so words come without at
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,30 +17,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioner.caption import Caption
-from captioner.captioner import Captioner, PreparedImage, StreamEvent
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
-from captioner.errors import CheckpointError, OptionsError
+from captioner.errors import CheckpointError
 from captioner.generation import DecodeRules, GenerationOptions, Hypothesis
 from captioner.image import ImageProcessor
 from captioner.logits import LogitsRules
-from captioner.model import EncodedImages
+from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.quiet import quiet_transformers
+from captioner.runners.text import decode_rules, normalized, prompt_of, written
 
-__all__ = ["TransformersCaptioner", "is_adapted", "quiet_transformers", "read_adapted"]
+__all__ = ["SequenceRunner", "is_sequence_model", "read_sequence_model"]
 
 CLASSES = {"git": "GitForCausalLM", "florence2": "Florence2ForConditionalGeneration"}
 TASK = "<CAPTION>"
 """What Florence-2 is asked; its processor makes a sentence of it."""
 
 
-def is_adapted(directory: Path) -> bool:
+def is_sequence_model(directory: Path) -> bool:
     """Whether a directory holds a Hugging Face checkpoint that is run here."""
     return read_json(directory / "config.json").get("model_type") in CLASSES
 
 
-def read_adapted(
+def read_sequence_model(
     directory: Path, *, name: str, device: torch.device, dtype: torch.dtype
-) -> TransformersCaptioner:
+) -> SequenceRunner:
     """Read a Hugging Face checkpoint of GIT or Florence-2.
 
     Raises:
@@ -64,29 +63,34 @@ def read_adapted(
     lacking = [*report["missing_keys"], *report["mismatched_keys"]]
     if lacking:
         raise CheckpointError(f"the weights of {directory} do not fit config.json: {lacking[:3]}")
-    return TransformersCaptioner(
+    return SequenceRunner(
         network.to(device).eval().requires_grad_(False),
         directory,
         _processor(processor.image_processor),
-        name=name,
-        kind=kind,
+        description=f"{name}, run by transformers ({kind})",
         settings=settings,
         question=question and question["input_ids"][0],
     )
 
 
-class TransformersCaptioner(Captioner):
-    """A captioner whose network and search are those of `transformers`.
+class SequenceRunner(NetworkRunner):
+    """Runs a network with the search of `transformers`.
 
     Args:
         network: in eval mode.
         directory: where its tokenizer is.
         processor: pixels to ``pixel_values``.
-        name: shown in every caption.
-        kind: its ``model_type``.
+        description: one line on the model.
         settings: its ``generation_config.json``.
         question: token ids that an encoder reads beside the photo, or None.
     """
+
+    lacks = Lacks(
+        attention="its decoder reads photo and text in one sequence",
+        streaming="the search of transformers says nothing before its end",
+        seeds="the search of transformers draws from torch's global generator",
+    )
+    checkpoint = None
 
     def __init__(
         self,
@@ -94,11 +98,11 @@ class TransformersCaptioner(Captioner):
         directory: Path,
         processor: ImageProcessor,
         *,
-        name: str,
-        kind: str,
+        description: str,
         settings: dict[str, Any],
         question: Sequence[int] | None,
     ) -> None:
+        super().__init__(network)
         library: Any = import_module("transformers")
         special = network.generation_config
         start = (special.bos_token_id,)
@@ -108,58 +112,47 @@ class TransformersCaptioner(Captioner):
                 for token in (special.decoder_start_token_id, special.forced_bos_token_id)
                 if token is not None
             )
-        positions = network.config.get_text_config(decoder=True).max_position_embeddings
-        self._question = question
-        tokenizer = read_tokenizer(
+        self.description, self.min_side = description, processor.size
+        self._positions = network.config.get_text_config(decoder=True).max_position_embeddings
+        self.generation = generation_defaults(settings, self._positions)
+        self._question, self._processor = question, processor
+        self._tokenizer = read_tokenizer(
             directory, start_ids=start, eos_id=special.eos_token_id, pad_id=special.pad_token_id
         )
-        self._describe(
-            network,
-            tokenizer,
-            processor,
-            name=name,
-            description=f"{name}, run by transformers ({kind})",
-            generation=generation_defaults(settings, positions),
-            positions=positions,
-        )
-        self._library, self._runner = library, network
-        network.generation_config = (
-            library.GenerationConfig()
-        )  # nothing is searched for that no option asked for
+        self._library, self._model = library, network
+        # nothing is searched for that no option asked for
+        network.generation_config = library.GenerationConfig()
 
-    def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
-        """Raises OptionsError: there are no region tokens."""
-        raise OptionsError(f"{self.name} is run by transformers as a whole, which gives no region tokens")
+    def prepare(self, pixels: Image.Image) -> Tensor:
+        """``(3, H, W)`` uint8."""
+        return self._processor(pixels)
 
-    def decode_rules(self, options: GenerationOptions) -> DecodeRules:
-        """As :meth:`Captioner.decode_rules`; raises OptionsError as well for what cannot be had here."""
-        if options.seed is not None:
-            raise OptionsError(f"{self.name} is run by transformers, which takes no seed: leave it out")
-        return super().decode_rules(options)
+    def check_options(self, options: GenerationOptions) -> None:
+        """Raises OptionsError: see :meth:`rules`."""
+        self.rules(options)
+
+    def rules(self, options: GenerationOptions) -> DecodeRules:
+        """The token ids of what the options say in words; errors are those of ``text.decode_rules``."""
+        return decode_rules(self._tokenizer, options, self._positions)
 
     @torch.inference_mode()
-    def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | None = None
-    ) -> list[Caption]:
-        """Caption prepared photos in one batch; words come without attention, also where it is asked for."""
-        if not images:
-            return []
-        options = self.default_options if options is None else options
-        rules = self.decode_rules(options)
-        found = self._generate(self._pixel_values(images), options, rules)
-        prompt = self._prompt(rules)
+    def caption(
+        self, images: Sequence[PreparedImage], options: GenerationOptions
+    ) -> list[list[WrittenCaption]]:
+        """See :class:`~captioner.runners.base.Runner`."""
+        rules = self.rules(options)
+        pixel_values = normalized(images, self._processor, self.device, self.dtype)
+        prompt = prompt_of(self._tokenizer, rules)
         return [
-            self._caption(image, hypotheses, prompt, None)
-            for image, hypotheses in zip(images, found, strict=True)
+            [written(self._tokenizer, prompt, hypothesis) for hypothesis in hypotheses]
+            for hypotheses in self._generate(pixel_values, options, rules)
         ]
 
-    def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | None = None
-    ) -> Iterator[StreamEvent]:
-        """The whole caption in one event: the search says nothing before its end."""
-        self.decode_rules(self.default_options if options is None else options)  # errors come with the call
-        captions = (self.caption_prepared([image], options)[0] for _ in range(1))
-        return (StreamEvent(caption.caption, caption) for caption in captions)
+    def stream(self, image: PreparedImage, options: GenerationOptions) -> Iterator[Progress]:
+        """The whole caption in one step."""
+        self.rules(options)  # errors come with the call
+        found = (self.caption([image], options)[0] for _ in range(1))
+        return (Progress(captions[0].text, tuple(captions)) for captions in found)
 
     def _generate(
         self, pixel_values: Tensor, options: GenerationOptions, rules: DecodeRules
@@ -171,7 +164,7 @@ class TransformersCaptioner(Captioner):
         elif beams > 1:
             search |= {"length_penalty": options.length_penalty}
             search |= {"early_stopping": options.early_stopping or "never"}
-        out = self._runner.generate(
+        out = self._model.generate(
             **self._inputs(pixel_values, rules),
             logits_processor=[self._obey(options, rules)],
             generation_config=self._library.GenerationConfig(
@@ -185,7 +178,7 @@ class TransformersCaptioner(Captioner):
                 output_logits=True,
             ),
         )
-        logprobs = self._runner.compute_transition_scores(
+        logprobs = self._model.compute_transition_scores(
             out.sequences,
             tuple(logits.float() for logits in out.logits),
             out.get("beam_indices"),
@@ -256,19 +249,3 @@ def _processor(theirs: Any) -> _Processor:
     size = theirs.size
     side = size["shortest_edge"] or min(size["height"], size["width"])
     return _Processor(side, tuple(theirs.image_mean), tuple(theirs.image_std), theirs=theirs)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the report and the bar of loading, which name parts that a captioner does not have."""
-    from transformers.utils import logging
-
-    calls: Any = logging  # some of which have no types
-    level = calls.get_verbosity()
-    calls.set_verbosity_error()
-    calls.disable_progress_bar()
-    try:
-        yield
-    finally:
-        calls.set_verbosity(level)
-        calls.enable_progress_bar()

@@ -1,0 +1,21 @@
+"""What runs a model: prepared photos and options in, captions as their tokens out.
+
+Each kind of model has a runner; :class:`~captioner.captioner.Captioner` holds one and asks no further.
+"""
+
+from captioner.runners.base import Lacks, PreparedImage, Progress, Runner, WrittenCaption
+from captioner.runners.ours import CheckpointRunner
+from captioner.runners.quiet import quiet_transformers
+from captioner.runners.sequence import is_sequence_model, read_sequence_model
+
+__all__ = [
+    "CheckpointRunner",
+    "Lacks",
+    "PreparedImage",
+    "Progress",
+    "Runner",
+    "WrittenCaption",
+    "is_sequence_model",
+    "quiet_transformers",
+    "read_sequence_model",
+]

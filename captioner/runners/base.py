@@ -1,0 +1,173 @@
+"""The seam between a captioner and what runs its model: what each runner takes, gives and tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from captioner.checkpoint import Checkpoint
+from captioner.generation import GenerationOptions
+from captioner.tokenizer import TokenSpan
+
+__all__ = ["Lacks", "NetworkRunner", "PreparedImage", "Progress", "Runner", "WrittenCaption"]
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A photo after all work that needs no model, ready for a batch.
+
+    Attributes:
+        content: what the runner made of its pixels; for models on our own loop ``(3, size, size)`` uint8
+            on the CPU.
+        width: pixels of the upright original.
+        height: likewise.
+        file: its path or name, if it has one.
+    """
+
+    content: Any
+    width: int
+    height: int
+    file: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lacks:
+    """What a runner cannot give, as the reason why; None for what it can.
+
+    Attributes:
+        attention: for each word, a map of the photo.
+        streaming: words before the caption is whole; else it comes in one piece.
+        seeds: the same samples again.
+        beams: a beam search.
+    """
+
+    attention: str | None = None
+    streaming: str | None = None
+    seeds: str | None = None
+    beams: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The reasons by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class WrittenCaption:
+    """A caption as a runner wrote it.
+
+    Attributes:
+        text: all of it, the prompt included.
+        logprobs: natural log-probabilities of the generated tokens, the end token included.
+        words: the words that the model wrote, each with its range of ``logprobs``.
+        maps: ``(tokens, h, w)`` float32 on the CPU, where the model looked for each token; or None.
+    """
+
+    text: str
+    logprobs: Sequence[float]
+    words: Sequence[TokenSpan]
+    maps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stream is.
+
+    Attributes:
+        text: the caption so far, which nothing can change any more but that its last word may grow.
+        captions: at the end all captions, best first; empty before.
+    """
+
+    text: str
+    captions: tuple[WrittenCaption, ...] = ()
+
+
+class Runner(Protocol):
+    """A model, and all that is particular to how it is run. Stateless in use: threads can share one."""
+
+    @property
+    def description(self) -> str:
+        """One line on the model."""
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """The model's own defaults of :class:`~captioner.options.GenerationOptions`."""
+
+    @property
+    def lacks(self) -> Lacks:
+        """What it cannot give."""
+
+    @property
+    def min_side(self) -> int | None:
+        """Pixels that a photo's shorter side needs; a larger one may be decoded smaller. None for all."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The model in our own format; None where it has another shape."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which number type."""
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the model to a device and a number type; nothing may be using it."""
+
+    def prepare(self, pixels: Image) -> Any:
+        """An upright RGB photo as :attr:`PreparedImage.content`: work for any thread."""
+
+    def check_options(self, options: GenerationOptions) -> None:
+        """Raise OptionsError where the options do not suit the model; ``lacks`` is not looked at here."""
+
+    def caption(
+        self, images: Sequence[PreparedImage], options: GenerationOptions
+    ) -> list[list[WrittenCaption]]:
+        """For each photo of a batch 1 + alternatives captions, best first, or fewer where fewer exist.
+
+        Maps come with the first of each, where the options ask for attention and the runner can give it.
+        Errors are those of :meth:`check_options`.
+        """
+
+    def stream(self, image: PreparedImage, options: GenerationOptions) -> Iterator[Progress]:
+        """:meth:`caption` for one photo, step by step; errors of the options come with the call."""
+
+
+class NetworkRunner:
+    """What runners have in common whose model is a network in this process.
+
+    Args:
+        network: in eval mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self._network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of its weights."""
+        return next(self._network.parameters()).dtype
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move it."""
+        self._network.to(device, dtype)

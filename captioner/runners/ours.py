@@ -1,0 +1,106 @@
+"""Every checkpoint whose decoder cross-attends to region tokens, on our own decode loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from captioner.attention import token_maps
+from captioner.checkpoint import Checkpoint
+from captioner.generation import Decided, DecodeRules, GenerationOptions, Hypothesis, generate, stream
+from captioner.model import EncodedImages
+from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.text import decode_rules, normalized, prompt_of, written
+
+__all__ = ["CheckpointRunner"]
+
+
+class CheckpointRunner(NetworkRunner):
+    """Runs the model of a checkpoint; it gives all that there is.
+
+    Args:
+        checkpoint: the model, its tokenizer and its image processor; kept as the attribute of this name.
+    """
+
+    lacks = Lacks()
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.model)
+        self.checkpoint = checkpoint
+        self.description, self.generation = checkpoint.description, checkpoint.generation
+        self.min_side = checkpoint.processor.size
+        self._tokenizer, self._decoder = checkpoint.tokenizer, checkpoint.model.decoder
+
+    def prepare(self, pixels: Image) -> Tensor:
+        """``(3, size, size)`` uint8."""
+        return self.checkpoint.processor(pixels)
+
+    def check_options(self, options: GenerationOptions) -> None:
+        """Raises OptionsError: see :meth:`rules`."""
+        self.rules(options)
+
+    def rules(self, options: GenerationOptions) -> DecodeRules:
+        """The token ids of what the options say in words; errors are those of ``text.decode_rules``."""
+        return decode_rules(self._tokenizer, options, self._decoder.config.max_positions)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
+        """Prepared photos, one at least, through the image encoder."""
+        processor, model = self.checkpoint.processor, self.checkpoint.model
+        return model.encode(normalized(images, processor, self.device, self.dtype))
+
+    @torch.inference_mode()
+    def caption(
+        self, images: Sequence[PreparedImage], options: GenerationOptions
+    ) -> list[list[WrittenCaption]]:
+        """See :class:`~captioner.runners.base.Runner`."""
+        rules = self.rules(options)
+        encoded = self.encode(images)
+        found = generate(self._decoder, encoded.region_tokens, options, rules)
+        return self._written(encoded, found, options, rules)
+
+    def stream(self, image: PreparedImage, options: GenerationOptions) -> Iterator[Progress]:
+        """See :class:`~captioner.runners.base.Runner`."""
+        rules = self.rules(options)
+        encoded = self.encode([image])
+        return self._progress(
+            stream(self._decoder, encoded.region_tokens, options, rules), encoded, options, rules
+        )
+
+    def _progress(
+        self, steps: Iterator[Decided], encoded: EncodedImages, options: GenerationOptions, rules: DecodeRules
+    ) -> Iterator[Progress]:
+        token_ids, captions = list(prompt_of(self._tokenizer, rules)), list[WrittenCaption]()
+        while True:
+            with torch.inference_mode():  # anew for each step: a generator must not leak it into its caller
+                step = next(steps, None)
+                if step is None:
+                    return
+                token_ids += step.token_ids
+                if step.hypotheses:
+                    (captions,) = self._written(encoded, [list(step.hypotheses)], options, rules)
+                text = captions[0].text if captions else self._tokenizer.decode(token_ids)
+            yield Progress(text, tuple(captions))
+
+    def _written(
+        self,
+        encoded: EncodedImages,
+        found: Sequence[Sequence[Hypothesis]],
+        options: GenerationOptions,
+        rules: DecodeRules,
+    ) -> list[list[WrittenCaption]]:
+        maps: Sequence[Tensor | None] = [None] * len(found)
+        if options.attention:
+            best = [hypotheses[0].token_ids for hypotheses in found]
+            maps = token_maps(self._decoder, encoded, rules.prompt_ids, best, rules.pad_id)
+        prompt = prompt_of(self._tokenizer, rules)
+        return [
+            [
+                written(self._tokenizer, prompt, hypothesis, attention if rank == 0 else None)
+                for rank, hypothesis in enumerate(hypotheses)
+            ]
+            for hypotheses, attention in zip(found, maps, strict=True)
+        ]
