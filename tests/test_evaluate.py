@@ -153,13 +153,16 @@ def test_the_command_prints_the_metrics(command: list[str], capsys: pytest.Captu
     assert main([*command, "--beams", "1", "--limit", "3"]) == 0
     output = capsys.readouterr()
     lines = dict(line.split("\t") for line in output.out.splitlines())
-    assert [name for name in lines if name != "METEOR" and "words right" not in name] == [
-        *(f"BLEU-{n}" for n in range(1, 5)),
-        "ROUGE-L",
+    assert [
+        name for name in lines if name in ("CIDEr", "content words right %", "ECE of captions", "images")
+    ] == [
         "CIDEr",
+        "content words right %",
+        "ECE of captions",
         "images",
-        "images/s",
     ]
+    assert [name for name in lines if name.startswith("BLEU")] == [f"BLEU-{n}" for n in range(1, 5)]
+    assert 0 <= float(lines["ECE of words"]) <= 1
     assert lines["images"] == "3"
     assert output.err == ""
 
@@ -182,6 +185,19 @@ def test_the_command_gives_json_and_predictions(
     assert [line["image_id"] for line in lines] == [f"photo {number}" for number in range(7)]
     assert [line["caption"] for line in lines] == [c.caption for c in model.caption(photos, options)]
     assert [line["file"] for line in lines] == [str(photo) for photo in photos]
+
+
+def test_the_command_draws_how_far_confidences_can_be_believed(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    plot = tmp_path / "plot.png"
+    assert main([*command, "--json", "--limit", "3", "--plot", str(plot)]) == 0
+    assert json.loads(capsys.readouterr().out)["word_ece"] is not None
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*command, "--plot", str(tmp_path / "plot.pdf")]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "captioner: a reliability diagram is a .png file: 'plot.pdf' is not\n"
 
 
 def test_the_command_names_bad_photos_and_fails(

@@ -42,16 +42,26 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write the captions here, one a line.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Draw how often words and captions of each confidence are right."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a model's captions: BLEU, ROUGE-L, CIDEr, METEOR where there is Java, what is right, images/s.
 
-    Right is a content word that some reference of the photograph says; people are invented where a caption
-    has a person and no reference has.
+    Right is a content word that some reference of the photograph says, and a caption all of whose content
+    words are; people are invented where a caption has a person and no reference has. ECE, Brier score and
+    AUROC tell how far confidences can be believed.
     """
     from captioner.coco import CocoCaptions
     from captioner.evaluation.evaluate import evaluate as run
+    from captioner.evaluation.reliability import check_plot_path
 
+    if plot is not None:
+        check_plot_path(plot)
     coco = CocoCaptions.from_file(captions)
     captioner = ctx.obj(model, device=device, dtype=dtype)
     with _bar() as progress:
@@ -66,12 +76,15 @@ def evaluate(
         )
     if predictions is not None:
         _write_predictions(predictions, result)
+    if plot is not None:
+        _plot(plot, result)
     if as_json:
         print(json.dumps({"model": captioner.name, **result.to_dict()}))
         return
     for name, value in result.to_dict().items():
         if value is not None:
-            print(_TITLES[name], value if name == "images" else f"{value:.1f}", sep="\t")
+            title, form = _TITLES[name]
+            print(title, format(value, form), sep="\t")
 
 
 def benchmark(
@@ -118,19 +131,27 @@ def benchmark(
 
 
 _TITLES = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-    "meteor": "METEOR",
-    "content_right": "content words right %",
-    "colours_right": "colour words right %",
-    "people_invented": "people invented %",
-    "images": "images",
-    "images_per_second": "images/s",
+    "bleu_1": ("BLEU-1", ".1f"),
+    "bleu_2": ("BLEU-2", ".1f"),
+    "bleu_3": ("BLEU-3", ".1f"),
+    "bleu_4": ("BLEU-4", ".1f"),
+    "rouge_l": ("ROUGE-L", ".1f"),
+    "cider": ("CIDEr", ".1f"),
+    "meteor": ("METEOR", ".1f"),
+    "content_right": ("content words right %", ".1f"),
+    "colours_right": ("colour words right %", ".1f"),
+    "people_invented": ("people invented %", ".1f"),
+    "word_ece": ("ECE of words", ".3f"),
+    "word_brier": ("Brier score of words", ".3f"),
+    "word_auroc": ("AUROC of words", ".3f"),
+    "caption_ece": ("ECE of captions", ".3f"),
+    "caption_brier": ("Brier score of captions", ".3f"),
+    "caption_auroc": ("AUROC of captions", ".3f"),
+    "rank_correlation": ("rank correlation of confidence", ".3f"),
+    "images": ("images", "d"),
+    "images_per_second": ("images/s", ".1f"),
 }
+"""What a figure is called, and how it is printed."""
 
 
 def _options(captioner: Captioner, num_beams: int | None) -> GenerationOptions:
@@ -167,6 +188,13 @@ def _write_predictions(path: Path, result: EvaluationResult) -> None:
     with path.open("w", encoding="utf-8") as file:
         for image_id, caption in result.captions.items():
             print(json.dumps({"image_id": image_id, **caption.to_dict()}, ensure_ascii=False), file=file)
+
+
+def _plot(path: Path, result: EvaluationResult) -> None:
+    from captioner.evaluation.reliability import plot_reliability
+
+    found = {"Words": result.confidence.words, "Captions": result.confidence.captions}
+    plot_reliability(path, {title: curve for title, curve in found.items() if curve is not None})
 
 
 def _print_benchmark(result: BenchmarkResult) -> None:

@@ -13,6 +13,7 @@ from captioner.caption import Caption
 from captioner.captioner import Captioner, PreparedImage
 from captioner.coco import CocoCaptions, ImageId
 from captioner.errors import DataError, ImageError, OptionsError
+from captioner.evaluation.confidence import ConfidenceScores, judge_confidence
 from captioner.evaluation.correctness import Correctness, correctness
 from captioner.evaluation.metrics import Scores, score
 from captioner.generation import GenerationOptions
@@ -29,6 +30,7 @@ class EvaluationResult:
     Attributes:
         scores: the metrics, all times 100.
         correctness: what the captions get right, in percent.
+        confidence: how far their confidences can be believed.
         images: how many photos were captioned.
         images_per_second: of reading and captioning them, without the metrics.
         captions: by the photos' ids, in the order of the captions file.
@@ -36,13 +38,14 @@ class EvaluationResult:
 
     scores: Scores
     correctness: Correctness
+    confidence: ConfidenceScores
     images: int
     images_per_second: float
     captions: Mapping[ImageId, Caption]
 
     def to_dict(self) -> dict[str, Any]:
         """The metrics and the speed as JSON-ready data, rounded."""
-        figures = {**self.scores.to_dict(), **self.correctness.to_dict()}
+        figures = {**self.scores.to_dict(), **self.correctness.to_dict(), **self.confidence.to_dict()}
         rounded = {name: value if value is None else round(value, 3) for name, value in figures.items()}
         return {**rounded, "images": self.images, "images_per_second": round(self.images_per_second, 2)}
 
@@ -96,6 +99,7 @@ def evaluate(
     return EvaluationResult(
         scores=score(references, texts, meteor=meteor),
         correctness=correctness(references, texts),
+        confidence=judge_confidence(references, captions),
         images=len(files),
         images_per_second=len(files) / seconds,
         captions=captions,
