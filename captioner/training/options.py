@@ -46,7 +46,6 @@ class TrainingOptions:
         weight_decay: AdamW's, on matrices only.
         ema: decay a step of the averaged weights that are validated and kept.
         max_words: longer captions are cut.
-        num_beams: beams of the validation.
         scst_beams: captions for each photo in self-critical training.
         keep_epochs: keep each epoch's averaged weights, as a checkpoint in ``epochs/N``.
         precision: of the arithmetic.
@@ -72,7 +71,6 @@ class TrainingOptions:
     weight_decay: float = 0.02
     ema: float = 0.998
     max_words: int = 20
-    num_beams: int = 3
     scst_beams: int = 5
     keep_epochs: bool = False
     precision: Precision = "auto"

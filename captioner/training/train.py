@@ -1,7 +1,8 @@
 """`captioner train`: cross-entropy, then self-critical training, resumable after a kill.
 
-Each epoch ends with a validation by beam search and one atomically replaced ``state.safetensors``, so that a
-run that was killed goes on from its last finished epoch. The best weights by validation CIDEr are kept.
+Each epoch ends with a validation, by the captions that its checkpoint would give a user, and one atomically
+replaced ``state.safetensors``, so that a run that was killed goes on from its last finished epoch. The best
+weights by validation CIDEr are kept.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +25,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.captioner import Captioner
+from captioner.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.coco import CocoCaptions
 from captioner.errors import CheckpointError, OptionsError
-from captioner.evaluation.metrics import score
-from captioner.generation import DecodeRules, GenerationOptions, generate
+from captioner.evaluation.evaluate import evaluate
+from captioner.generation import DecodeRules
+from captioner.image import decode_image
+from captioner.load import resolve_dtype
 from captioner.model import CaptionModel, Tags
+from captioner.runners import CheckpointRunner
 from captioner.training.data import IGNORE, ActivationCache, Batch, CaptionSet, batches
 from captioner.training.options import PhotoSet, Progress, TrainingOptions
 from captioner.training.precision import depthwise_in_float32, fast_step
@@ -199,28 +206,27 @@ class Trainer:
             setattr(self, name, value)
         self.write_history()
 
-    def validate(self, coco: CocoCaptions, cache: ActivationCache) -> dict[str, float | None]:
-        """Scores of the averaged weights on the validation photos, by beam search; the best are kept."""
+    def validate(self, photos: PhotoSet) -> dict[str, float | None]:
+        """Scores of the averaged weights, by the captions that their checkpoint gives; the best are kept.
+
+        They are written, with float16 weights, and read back: a checkpoint that is kept has exactly the score
+        it was chosen for, on the same device. Of epochs with the same CIDEr, the first is kept.
+        """
+        keep = self.options.keep_epochs
+        written = self.output / "epochs" / str(self.epoch) if keep else self.output / "candidate"
         self.exchange_weights()
-        self.model.eval()
-        options = GenerationOptions(num_beams=self.options.num_beams, max_length=self.options.max_words + 1)
-        captions: list[str] = []
-        with torch.inference_mode():
-            for part in cache.parts(0):
-                encoded = self.model.encode(part.to(self.device), start=self.frozen_stages)
-                found = generate(self.model.decoder, encoded.region_tokens, options, self.rules)
-                captions += [self.checkpoint.tokenizer.decode(best[0].token_ids) for best in found]
-        hypotheses = {image.id: caption for image, caption in zip(coco.images, captions, strict=True)}
-        scores = score(coco.captions, hypotheses, meteor=False).to_dict()
-        cider = scores["cider"]
-        assert cider is not None
-        if cider > self.best:
-            self.best = cider
+        save_checkpoint(self.checkpoint, written)
+        dtype = resolve_dtype("auto", self.device)
+        runner = CheckpointRunner(load_checkpoint(written, device=self.device, dtype=dtype))
+        captioner = Captioner(runner, name=self.output.name)
+        scores = evaluate(captioner, photos.images, photos.coco, meteor=False).scores
+        if scores.cider > self.best:
+            self.best = scores.cider
             save_checkpoint(self.checkpoint, self.output)
-        if self.options.keep_epochs:
-            save_checkpoint(self.checkpoint, self.output / "epochs" / str(self.epoch))
+        if not keep:
+            shutil.rmtree(written)
         self.exchange_weights()
-        return scores
+        return scores.to_dict()
 
     def mean_features(self, cache: ActivationCache) -> Tensor:
         """``(photos, C)`` of a photo set as it is, on the CPU; kept, so ask once the encoder is to stay."""
@@ -250,6 +256,13 @@ class Trainer:
             alike=leave_one_out(self.mean_features(cache)) if options.consensus else None,
             consensus=options.consensus,
         )
+
+
+def check_readable(photos: PhotoSet) -> None:
+    """Raise DataError or ImageError for a photo that would end the run at its first validation."""
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(lambda file: decode_image(file).file, photos.files()):
+            pass
 
 
 def build_caches(
@@ -290,8 +303,9 @@ def train(
     trainer = Trainer(checkpoint, options, output)
     output.mkdir(parents=True, exist_ok=True)
     trainer.load_state()
-    views = [*(options.views, options.extra_views)[: len(train_sets)], 1]
-    *caches, validation_cache = build_caches([*train_sets, validation], views, trainer, report)
+    check_readable(validation)
+    views = [options.views, options.extra_views][: len(train_sets)]
+    caches = build_caches(train_sets, views, trainer, report)
     sizes = (options.photos, options.extra_photos)
     sets = [
         CaptionSet.build(
@@ -309,7 +323,7 @@ def train(
         for last in _epoch(trainer, sets, critic):
             report(last)
         trainer.epoch += 1
-        scores = trainer.validate(validation.coco, validation_cache)
+        scores = trainer.validate(validation)
         assert last is not None
         trainer.history.append({"epoch": trainer.epoch, "phase": last.phase, "loss": last.loss, **scores})
         trainer.save_state()
