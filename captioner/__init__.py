@@ -16,7 +16,7 @@ from captioner.errors import (
     OptionsError,
 )
 from captioner.load import ModelInfo, is_out_of_memory, list_models, load
-from captioner.options import GenerationOptions
+from captioner.options import GenerationOptions, SearchOptions
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage, StreamEvent
@@ -37,6 +37,7 @@ __all__ = [
     "ModelInfo",
     "OptionsError",
     "PreparedImage",
+    "SearchOptions",
     "StreamEvent",
     "Word",
     "is_out_of_memory",

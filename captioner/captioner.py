@@ -16,7 +16,7 @@ from captioner.caption import Alternative, Caption, Word
 from captioner.checkpoint import Checkpoint
 from captioner.errors import CheckpointError, OptionsError
 from captioner.image import ImageSource, decode_image
-from captioner.options import GenerationOptions
+from captioner.options import GenerationOptions, SearchOptions
 from captioner.runners import Lacks, PreparedImage, Progress, Runner, WrittenCaption
 
 __all__ = ["Captioner", "PreparedImage", "StreamEvent"]
@@ -42,14 +42,18 @@ class Captioner:
         runner: what runs the model.
         name: shown in every caption.
 
+    Attributes:
+        default_options: what the model captions by where nothing is asked for.
+
     Raises:
-        CheckpointError: the model's own defaults of generation are not valid.
+        CheckpointError: the model's own settings of generation are not valid.
     """
 
     def __init__(self, runner: Runner, *, name: str) -> None:
         self._runner, self.name = runner, name
         try:
-            self.default_options = GenerationOptions(**runner.generation)
+            self._own_options = GenerationOptions(**runner.generation)
+            self.default_options = self.resolve()
         except (TypeError, OptionsError) as error:
             raise CheckpointError(f"the generation defaults of {name} do not fit: {error}") from error
 
@@ -87,6 +91,16 @@ class Captioner:
         """Move the model to a device and a number type; nothing may be using it."""
         self._runner.to(device, dtype)
 
+    def resolve(self, options: GenerationOptions | SearchOptions | None = None) -> SearchOptions:
+        """All options of a search: what is not given is the model's own. Complete ones stay as they are.
+
+        Raises:
+            OptionsError: they contradict each other.
+        """
+        if isinstance(options, SearchOptions):
+            return options
+        return (options or GenerationOptions()).resolve(self._own_options)
+
     def prepare(
         self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None
     ) -> PreparedImage:
@@ -107,7 +121,7 @@ class Captioner:
     def caption(
         self,
         images: Iterable[ImageSource],
-        options: GenerationOptions | None = None,
+        options: GenerationOptions | SearchOptions | None = None,
         *,
         batch_size: int = 32,
     ) -> list[Caption]:
@@ -115,7 +129,7 @@ class Captioner:
 
         Args:
             images: paths, bytes, PIL images or uint8 arrays; read one batch ahead at most.
-            options: None for the model's own defaults.
+            options: what is not given in them is as the model's own settings say.
             batch_size: photos in one forward pass.
 
         Raises:
@@ -127,23 +141,26 @@ class Captioner:
             raise TypeError("give a list of images, also for a single one")
         if batch_size < 1:
             raise OptionsError(f"batch_size must be at least 1, not {batch_size}")
+        options = self.resolve(options)
         source, captions = iter(images), []
         while batch := [self.prepare(image) for image in islice(source, batch_size)]:
             captions += self.caption_prepared(batch, options)
         return captions
 
     def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | None = None
+        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
     ) -> list[Caption]:
         """Caption prepared photos in one batch. Raises OptionsError if the options do not suit this model."""
         if not images:
             return []
-        options = self.default_options if options is None else options
+        options = self.resolve(options)
         self._check_lacks(options)
         found = self._runner.caption(images, options)
         return [self._caption(image, written) for image, written in zip(images, found, strict=True)]
 
-    def stream(self, image: ImageSource, options: GenerationOptions | None = None) -> Iterator[StreamEvent]:
+    def stream(
+        self, image: ImageSource, options: GenerationOptions | SearchOptions | None = None
+    ) -> Iterator[StreamEvent]:
         """Caption one photo, giving words as soon as they are decided; the last event has the whole caption.
 
         Raises:
@@ -153,10 +170,10 @@ class Captioner:
         return self.stream_prepared(self.prepare(image), options)
 
     def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | None = None
+        self, image: PreparedImage, options: GenerationOptions | SearchOptions | None = None
     ) -> Iterator[StreamEvent]:
         """:meth:`stream` for a prepared photo."""
-        options = self.default_options if options is None else options
+        options = self.resolve(options)
         self._check_lacks(options)
         return self._events(self._runner.stream(image, options), image)
 
@@ -172,15 +189,16 @@ class Captioner:
                 sent += text
                 yield StreamEvent(text, caption)
 
-    def check_options(self, options: GenerationOptions) -> None:
+    def check_options(self, options: GenerationOptions | SearchOptions) -> None:
         """Raise OptionsError where the model cannot do what the options say.
 
         Attention is no such case: where there is none, words come without.
         """
+        options = self.resolve(options)
         self._check_lacks(options)
         self._runner.check_options(options)
 
-    def _check_lacks(self, options: GenerationOptions) -> None:
+    def _check_lacks(self, options: SearchOptions) -> None:
         if options.seed is not None and self.lacks.seeds:
             raise OptionsError(f"{self.name} takes no seed, since {self.lacks.seeds}: leave it out")
         if options.num_beams > 1 and not options.do_sample and self.lacks.beams:

@@ -11,7 +11,6 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -36,7 +35,7 @@ from captioner.training.command import average, train
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage
-    from captioner.options import GenerationOptions
+    from captioner.options import SearchOptions
 
 __all__ = ["app", "main"]
 
@@ -53,6 +52,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Photographs that go through
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Attention = Annotated[
     bool, typer.Option("--attention", help="With --json: where the model looked for each word, and its box.")
+]
+ShowOptions = Annotated[
+    bool,
+    typer.Option("--show-options", help="With --json: by which options, the model's own among them."),
 ]
 
 
@@ -113,6 +116,7 @@ def caption(
     batch_size: BatchSize = 8,
     as_json: Json = False,
     attention: Attention = False,
+    show_options: ShowOptions = False,
     heatmap: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Draw where the model looked: .png or .html; may be repeated."),
@@ -125,14 +129,14 @@ def caption(
     heatmaps = heatmap or []
     for file in heatmaps:
         check_heatmap_path(file)
+    given = generation_options(ctx, attention=attention or bool(heatmaps))
     captioner = ctx.obj(model, device=device, dtype=dtype)
-    options = generation_options(ctx, captioner)
-    options = replace(options, attention=options.attention or attention or bool(heatmaps))
+    options = captioner.resolve(given)
     captions: list[tuple[str, Caption]] = []
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
         for path, result in zip(batch, _caption_batch(captioner, batch, options), strict=True):
-            _print_result(path, result, as_json=as_json)
+            _print_result(path, result, options if show_options else None, as_json=as_json)
             if isinstance(result, Caption):
                 captions.append((path, result))
     for file in heatmaps if captions else ():
@@ -197,7 +201,7 @@ def _prepare(captioner: Captioner, path: str) -> PreparedImage | ImageError:
 
 
 def _caption_batch(
-    captioner: Captioner, paths: Sequence[str], options: GenerationOptions
+    captioner: Captioner, paths: Sequence[str], options: SearchOptions
 ) -> list[Caption | ImageError]:
     """A caption for each path, or why there is none."""
     prepared = [_prepare(captioner, path) for path in paths]
@@ -206,12 +210,16 @@ def _caption_batch(
     return [image if isinstance(image, ImageError) else next(captions) for image in prepared]
 
 
-def _print_result(path: str, result: Caption | ImageError, *, as_json: bool) -> None:
+def _print_result(
+    path: str, result: Caption | ImageError, shown: SearchOptions | None, *, as_json: bool
+) -> None:
     if isinstance(result, ImageError):
         complain(result)
         data: dict[str, Any] = {"file": path, "error": result.reason}
     else:
         data = result.to_dict()
+        if shown:
+            data["options"] = shown.to_dict()
     if as_json:
         print(json.dumps(data, ensure_ascii=False), flush=True)
     elif isinstance(result, Caption):

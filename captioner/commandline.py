@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from captioner.captioner import Captioner
     from captioner.options import GenerationOptions
 
 __all__ = [
@@ -84,13 +83,23 @@ def takes_generation_options(command: Callable[..., None]) -> Callable[..., None
     return run
 
 
-def generation_options(ctx: typer.Context, captioner: Captioner) -> GenerationOptions:
-    """The model's defaults, changed by those parameters of the command that bear the names of options."""
-    names = {field.name for field in fields(captioner.default_options)}
+def generation_options(ctx: typer.Context, *, attention: bool) -> GenerationOptions:
+    """Those parameters of the command that bear the names of options.
+
+    Args:
+        ctx: of the command.
+        attention: whether the command needs to know where the model looked.
+
+    Raises:
+        OptionsError: they contradict each other.
+    """
+    from captioner.options import GenerationOptions
+
+    names = {field.name for field in fields(GenerationOptions)}
     given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
     if "bad_words" in given:
         given["bad_words"] = tuple(given["bad_words"])
-    return replace(captioner.default_options, **given)
+    return GenerationOptions(**{**given, "attention": attention or None})
 
 
 def complain(error: Exception | str) -> None:

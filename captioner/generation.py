@@ -10,15 +10,15 @@ from torch import Tensor
 from captioner.decoder import TextDecoder
 from captioner.errors import OptionsError
 from captioner.logits import DecodeRules
-from captioner.options import DEFAULT_LENGTH_PENALTY, GenerationOptions
+from captioner.options import DEFAULT_LENGTH_PENALTY, SearchOptions
 from captioner.search import BeamSearch, Hypothesis, RowSearch, Search
 
 __all__ = [
     "DEFAULT_LENGTH_PENALTY",
     "Decided",
     "DecodeRules",
-    "GenerationOptions",
     "Hypothesis",
+    "SearchOptions",
     "check_positions",
     "generate",
     "start_search",
@@ -42,7 +42,7 @@ class Decided:
 
 
 def generate(
-    decoder: TextDecoder, region_tokens: Tensor, options: GenerationOptions, rules: DecodeRules
+    decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
 ) -> list[list[Hypothesis]]:
     """Caption a batch of encoded images.
 
@@ -70,7 +70,7 @@ def generate(
 
 
 def stream(
-    decoder: TextDecoder, region_tokens: Tensor, options: GenerationOptions, rules: DecodeRules
+    decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
 ) -> Iterator[Decided]:
     """:func:`generate`, telling after each step which tokens of an image's best caption are certain.
 
@@ -82,7 +82,7 @@ def stream(
 
 
 def start_search(
-    decoder: TextDecoder, region_tokens: Tensor, options: GenerationOptions, rules: DecodeRules
+    decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
 ) -> Search:
     """The search that the options ask for, before its first step; see :func:`generate`."""
     check_positions(options, rules, decoder.config.max_positions)
@@ -90,7 +90,7 @@ def start_search(
     return kind(decoder, region_tokens, options, rules)
 
 
-def check_positions(options: GenerationOptions, rules: DecodeRules, max_positions: int) -> None:
+def check_positions(options: SearchOptions, rules: DecodeRules, max_positions: int) -> None:
     """Raise OptionsError where prompt and max_length together need more positions than a decoder has."""
     if len(rules.prompt_ids) + options.max_length - 1 > max_positions:  # the last token is never fed back
         raise OptionsError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captioner.options import GenerationOptions
+from captioner.options import SearchOptions
 
 __all__ = [
     "DecodeRules",
@@ -48,7 +48,7 @@ class DecodeRules:
 class LogitsRules:
     """All the rules of one search; its tensors lie on the search's device."""
 
-    def __init__(self, options: GenerationOptions, rules: DecodeRules, device: torch.device) -> None:
+    def __init__(self, options: SearchOptions, rules: DecodeRules, device: torch.device) -> None:
         assert all([rules.prompt_ids, *rules.bad_words_ids]), "a start token, and no empty bad word"
         self.options, self.eos_id = options, rules.eos_id
         self.prompt = torch.tensor(rules.prompt_ids[1:], dtype=torch.int64, device=device)

@@ -1,13 +1,20 @@
-"""How captions are searched for: every choice, its range, and which choices contradict each other."""
+"""How captions are searched for: every choice, its range, and which choices contradict each other.
+
+A user's :class:`GenerationOptions` say what is to differ from the model's own settings.
+:meth:`GenerationOptions.resolve` is the one place where both become the complete :class:`SearchOptions`, by
+which every search goes.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from captioner.errors import OptionsError
 
-__all__ = ["DEFAULT_LENGTH_PENALTY", "GenerationOptions"]
+__all__ = ["DEFAULT_LENGTH_PENALTY", "GenerationOptions", "SearchOptions"]
 
 DEFAULT_LENGTH_PENALTY = 1.0
 
@@ -18,6 +25,7 @@ _INTEGERS = {
     "no_repeat_ngram_size": (0, 16),
     "top_k": (0, 1_000_000),
     "alternatives": (0, 63),
+    "seed": (0, 2**63 - 1),
 }
 _NUMBERS = {
     "length_penalty": (-10.0, 10.0),
@@ -26,11 +34,52 @@ _NUMBERS = {
     "top_p": (0.001, 1.0),
 }
 _FLAGS = ("do_sample", "attention", "early_stopping")
+_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": None}
+"""Options of sampling alone, and the values that leave the model's probabilities as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The options of one search, all of them set; :class:`GenerationOptions` tells what they mean.
+
+    Only ``seed`` may be None: samples are then drawn anew each time. The defaults are those of a model that
+    has no settings of its own.
+
+    Raises:
+        OptionsError: a value is out of range or contradicts another one.
+    """
+
+    num_beams: int = 3
+    max_length: int = 24
+    min_length: int = 0
+    length_penalty: float = DEFAULT_LENGTH_PENALTY
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words: tuple[str, ...] = ()
+    prompt: str = ""
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    alternatives: int = 0
+    attention: bool = False
+    early_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        values = asdict(self)
+        if self.seed is None:
+            del values["seed"]
+        _check(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON-ready data."""
+        return {**asdict(self), "bad_words": list(self.bad_words)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How captions are searched for.
+    """How captions are to be searched for. What is left out, or None, is as the model's own settings say.
 
     Attributes:
         num_beams: 1…64 beams; 1 is greedy search. Without effect on sampling, as is early_stopping.
@@ -55,65 +104,99 @@ class GenerationOptions:
             could still do better.
 
     Raises:
-        OptionsError: a value is out of range or contradicts another one.
+        OptionsError: a value is out of range or contradicts another one that is given.
     """
 
-    num_beams: int = 3
-    max_length: int = 24
-    min_length: int = 0
-    length_penalty: float = DEFAULT_LENGTH_PENALTY
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    bad_words: tuple[str, ...] = ()
-    prompt: str = ""
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    num_beams: int | None = None
+    max_length: int | None = None
+    min_length: int | None = None
+    length_penalty: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words: tuple[str, ...] | None = None
+    prompt: str | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int | None = None
-    alternatives: int = 0
-    attention: bool = False
-    early_stopping: bool = False
+    alternatives: int | None = None
+    attention: bool | None = None
+    early_stopping: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _INTEGERS.items():
-            _check_integer(name, getattr(self, name), low, high)
-        for name, bounds in _NUMBERS.items():
-            _check_number(name, getattr(self, name), *bounds)
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise OptionsError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0, 2**63 - 1)
-        if not isinstance(self.prompt, str):
-            raise OptionsError(f"prompt must be a text, not {self.prompt!r}")
-        if not isinstance(self.bad_words, tuple) or not all(
-            isinstance(word, str) and word.strip() for word in self.bad_words
-        ):
-            raise OptionsError(
-                f"bad_words must be a tuple of words, none of them empty, not {self.bad_words!r}"
-            )
-        self._check_contradictions()
+        _check(self.given())
 
-    def _check_contradictions(self) -> None:
-        if self.min_length > self.max_length:
+    def given(self) -> dict[str, Any]:
+        """The options that are set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def resolve(self, own: GenerationOptions) -> SearchOptions:
+        """All options of a search: these, then the model's own, then the defaults of :class:`SearchOptions`.
+
+        What is not given gives way to what is: num_beams rises with alternatives, and the model's own
+        min_length or alternatives never stand against a smaller max_length or num_beams. The model's own
+        temperature, top_k, top_p and seed count for sampling only.
+
+        Args:
+            own: the model's settings.
+
+        Raises:
+            OptionsError: options contradict each other.
+        """
+        given = self.given()
+        options = {**own.given(), **given}
+        sampling = options.get("do_sample", SearchOptions.do_sample)
+        if not sampling:
+            options = {name: options[name] for name in options if name in given or name not in _SAMPLING}
+        if "max_length" in given and "min_length" not in given:
+            options["min_length"] = min(options.get("min_length", 0), given["max_length"])
+        if not sampling and "num_beams" in given and "alternatives" not in given:
+            options["alternatives"] = min(options.get("alternatives", 0), given["num_beams"] - 1)
+        if not sampling and "num_beams" not in given:
+            beams, others = options.get("num_beams", SearchOptions.num_beams), options.get("alternatives", 0)
+            options["num_beams"] = max(beams, others + 1)
+        return SearchOptions(**options)
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Raise OptionsError for what is wrong with options by name, as far as that can be known from them."""
+    for name, value in values.items():
+        _check_value(name, value)
+    low, high = values.get("min_length"), values.get("max_length")
+    if low is not None and high is not None and low > high:
+        raise OptionsError(
+            f"min_length {low} is more than max_length {high}: lower min_length or raise max_length"
+        )
+    if values.get("do_sample") is not False:  # sampling, or whatever the model does by itself
+        return
+    for name, neutral in _SAMPLING.items():
+        if values.get(name, neutral) != neutral:
             raise OptionsError(
-                f"min_length {self.min_length} is more than max_length {self.max_length}: "
-                "lower min_length or raise max_length"
+                f"{name} {values[name]} has no effect without do_sample: "
+                f"set do_sample=True or leave {name} out"
             )
-        if self.do_sample:
-            return
-        for name, neutral in {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": None}.items():
-            if getattr(self, name) != neutral:
-                raise OptionsError(
-                    f"{name} {getattr(self, name)} has no effect without do_sample: "
-                    f"set do_sample=True or leave {name} out"
-                )
-        if self.alternatives > self.num_beams - 1:
-            raise OptionsError(
-                f"alternatives {self.alternatives} needs num_beams {self.alternatives + 1} or more, "
-                f"not {self.num_beams}: raise num_beams or lower alternatives"
-            )
+    others, beams = values.get("alternatives"), values.get("num_beams")
+    if others is not None and beams is not None and others > beams - 1:
+        raise OptionsError(
+            f"alternatives {others} needs num_beams {others + 1} or more, not {beams}: "
+            "raise num_beams or lower alternatives"
+        )
+
+
+def _check_value(name: str, value: object) -> None:
+    if name in _INTEGERS:
+        _check_integer(name, value, *_INTEGERS[name])
+    elif name in _NUMBERS:
+        _check_number(name, value, *_NUMBERS[name])
+    elif name in _FLAGS:
+        if not isinstance(value, bool):
+            raise OptionsError(f"{name} must be True or False, not {value!r}")
+    elif name == "prompt":
+        if not isinstance(value, str):
+            raise OptionsError(f"prompt must be a text, not {value!r}")
+    elif not isinstance(value, tuple) or not all(isinstance(word, str) and word.strip() for word in value):
+        raise OptionsError(f"bad_words must be a tuple of words, none of them empty, not {value!r}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captioner.decoder import KVCache, TextDecoder
 from captioner.logits import DecodeRules, LogitsRules, keep_likely
-from captioner.options import GenerationOptions
+from captioner.options import SearchOptions
 
 __all__ = ["BeamSearch", "Hypothesis", "RowSearch", "Search"]
 
@@ -107,7 +107,7 @@ class Search(ABC):
         self,
         decoder: TextDecoder,
         region_tokens: Tensor,
-        options: GenerationOptions,
+        options: SearchOptions,
         rules: DecodeRules,
         *,
         rows: int,
@@ -224,7 +224,7 @@ class RowSearch(Search):
     """Each row takes its best next token (greedy search) or draws one (sampling) until its text ends."""
 
     def __init__(
-        self, decoder: TextDecoder, region_tokens: Tensor, options: GenerationOptions, rules: DecodeRules
+        self, decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
     ) -> None:
         super().__init__(decoder, region_tokens, options, rules, rows=1 + options.alternatives)
         self.live.scores.zero_()
@@ -284,7 +284,7 @@ class BeamSearch(Search):
     """
 
     def __init__(
-        self, decoder: TextDecoder, region_tokens: Tensor, options: GenerationOptions, rules: DecodeRules
+        self, decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
     ) -> None:
         super().__init__(decoder, region_tokens, options, rules, rows=options.num_beams)
         self.live.scores[:, 0] = 0  # all rows begin alike, so only one of them may have children

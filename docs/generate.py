@@ -66,7 +66,7 @@ def caption_astronaut() -> tuple[Image.Image, Caption]:
     with as_file(files("skimage.data") / "astronaut.png") as path:
         model = load(device="cpu")
         photo = model.prepare(path, name=path.name)
-        (caption,) = model.caption_prepared([photo], GenerationOptions(num_beams=5, attention=True))
+        (caption,) = model.caption_prepared([photo], GenerationOptions(attention=True))
         return Image.open(path).convert("RGB"), caption
 
 

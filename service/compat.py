@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import format_sse_event
 
-from captioner import Alternative, Caption, GenerationOptions, StreamEvent
+from captioner import Alternative, Caption, SearchOptions, StreamEvent
 from service.compat_schemas import ChatCompletion, ChatRequest, GeneratedText, InferenceRequest
 from service.docs import body_of, problems
 from service.engine import Upload
@@ -115,15 +115,14 @@ def _last_image(chat: ChatRequest) -> UrlImage:
     raise Problem(400, "chat", "The chat cannot be followed", "there is no photo: send one as an image_url")
 
 
-def _chat_options(service: Service, chat: ChatRequest) -> GenerationOptions:
+def _chat_options(service: Service, chat: ChatRequest) -> SearchOptions:
     """What OpenAI's fields mean here. The caption's length is the model's, or less if that is asked for."""
-    defaults = service.engine.captioner.default_options
-    limit = chat.max_completion_tokens or chat.max_tokens or defaults.max_length
-    given: dict[str, Any] = {"max_length": min(limit, defaults.max_length), "alternatives": (chat.n or 1) - 1}
-    given["min_length"] = min(defaults.min_length, given["max_length"])
+    longest = service.engine.captioner.default_options.max_length
+    limit = chat.max_completion_tokens or chat.max_tokens or longest
+    given: dict[str, Any] = {"max_length": min(limit, longest), "alternatives": (chat.n or 1) - 1}
     if chat.temperature or (chat.temperature is None and chat.top_p is not None):
         given |= {"do_sample": True, "temperature": max(0.01, chat.temperature or 1.0)}
-        given["top_p"] = 1.0 if chat.top_p is None else max(0.001, chat.top_p)
+        given["top_p"] = None if chat.top_p is None else max(0.001, chat.top_p)
         given["seed"] = None if chat.seed is None else chat.seed % 2**63
     return service.options(CaptionOptions(**given))
 
@@ -131,7 +130,7 @@ def _chat_options(service: Service, chat: ChatRequest) -> GenerationOptions:
 async def _chunks(
     events: AsyncGenerator[StreamEvent],
     head: dict[str, Any],
-    options: GenerationOptions,
+    options: SearchOptions,
     *,
     include_usage: bool,
 ) -> AsyncGenerator[bytes]:
@@ -161,7 +160,7 @@ def _all_of(caption: Caption) -> list[Caption | Alternative]:
     return [caption, *caption.alternatives]
 
 
-def _finish_reason(caption: Caption | Alternative, options: GenerationOptions) -> str:
+def _finish_reason(caption: Caption | Alternative, options: SearchOptions) -> str:
     return "length" if count_tokens(caption) >= options.max_length else "stop"
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from time import time
 from typing import TypeVar
 
-from captioner import Caption, Captioner, GenerationOptions, PreparedImage, StreamEvent
+from captioner import Caption, Captioner, PreparedImage, SearchOptions, StreamEvent
 from service.metrics import Metrics
 from service.worker import InferenceError, Job, Stream, Worker
 
@@ -143,7 +143,7 @@ class Engine:
                 retry_after=min(60, max(1, wait)),
             )
 
-    async def caption(self, uploads: Sequence[Upload], options: GenerationOptions) -> list[Caption]:
+    async def caption(self, uploads: Sequence[Upload], options: SearchOptions) -> list[Caption]:
         """Caption the photos of one request, in order. Cancel it, and its photos leave the queue.
 
         Raises:
@@ -162,7 +162,7 @@ class Engine:
             except TimeoutError as error:
                 raise self._too_late() from error
 
-    async def stream(self, upload: Upload, options: GenerationOptions) -> AsyncGenerator[StreamEvent]:
+    async def stream(self, upload: Upload, options: SearchOptions) -> AsyncGenerator[StreamEvent]:
         """Caption one photo, giving words as soon as they are decided; the last event has the whole caption.
 
         Close the iterator, and the rest is not computed. Errors are those of :meth:`caption`.

@@ -16,7 +16,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from captioner import GenerationOptions
+from captioner import OptionsError, SearchOptions
 from service.engine import Engine, Upload
 from service.errors import Problem
 from service.fetch import Fetcher
@@ -52,9 +52,13 @@ class Service:
     engine: Engine
     fetcher: Fetcher
 
-    def options(self, given: CaptionOptions) -> GenerationOptions:
-        """The options of a request; OptionsError if they cannot be followed."""
-        return given.to_options(self.engine.captioner.default_options, max_beams=self.settings.max_beams)
+    def options(self, given: CaptionOptions) -> SearchOptions:
+        """All options of a request; OptionsError if they cannot be followed, or ask for too many beams."""
+        options = self.engine.captioner.resolve(given.to_options())
+        most = self.settings.max_beams
+        if max(options.num_beams, options.alternatives + 1) > most:
+            raise OptionsError(f"this server allows {most} beams, and as many captions of a photo, at most")
+        return options
 
 
 def service_of(request: Request) -> Service:
@@ -84,7 +88,7 @@ async def read_json(request: Request, model: type[M]) -> M:
 
 async def read_captions_request(
     request: Request, *, max_images: int = MAX_IMAGES
-) -> tuple[Sequence[ImageIn], GenerationOptions]:
+) -> tuple[Sequence[ImageIn], SearchOptions]:
     """The photos and options of a form or a JSON body.
 
     Raises:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from captioner import Caption, GenerationOptions, StreamEvent
+from captioner import Caption, SearchOptions, StreamEvent
 from service.docs import body_of, events_of, problems
 from service.engine import NotReadyError
 from service.errors import Problem, problem_of
@@ -132,14 +130,14 @@ async def page() -> Response:
 
 
 async def caption_images(
-    service: Service, images: Sequence[ImageIn], options: GenerationOptions
+    service: Service, images: Sequence[ImageIn], options: SearchOptions
 ) -> list[Caption]:
     """Fetch or decode what the request brought, and caption it; errors are those of both."""
     return await service.engine.caption(await load_images(service, images), options)
 
 
 async def stream_image(
-    request: Request, image: ImageIn, options: GenerationOptions
+    request: Request, image: ImageIn, options: SearchOptions
 ) -> AsyncGenerator[StreamEvent]:
     """The events of one photo's caption, once the first is there: until then, errors still have a status."""
     service = service_of(request)
@@ -182,7 +180,6 @@ async def _as_sse(events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:
 
 def _model(service: Service) -> ModelOut:
     captioner = service.engine.captioner
-    defaults: dict[str, Any] = asdict(captioner.default_options)
     lacks = captioner.lacks.to_dict()
     return ModelOut(
         id=captioner.name,
@@ -192,7 +189,7 @@ def _model(service: Service) -> ModelOut:
         parameters=captioner.parameters,
         device=str(captioner.device),
         dtype=str(captioner.dtype).removeprefix("torch."),
-        default_options=defaults,
+        default_options=captioner.default_options.to_dict(),
         gives={name: None if reason else True for name, reason in lacks.items()},
         reasons={name: reason for name, reason in lacks.items() if reason},
         max_beams=service.settings.max_beams,

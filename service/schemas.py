@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from captioner import GenerationOptions, OptionsError
+from captioner import GenerationOptions
 
 __all__ = [
     "Base64Image",
@@ -77,23 +76,12 @@ class CaptionOptions(_Strict):
     attention: bool | None = Field(None, description="For each word, where the model looked, and its box.")
     early_stopping: bool | None = Field(None, description="Stop once each beam has ended.")
 
-    def to_options(self, defaults: GenerationOptions, *, max_beams: int) -> GenerationOptions:
-        """The library's options: the model's defaults, changed by what was given.
-
-        Raises:
-            OptionsError: they contradict each other, or ask for more beams than the server allows.
-        """
+    def to_options(self) -> GenerationOptions:
+        """The library's options. Raises OptionsError if they contradict each other."""
         given: dict[str, Any] = self.model_dump(include=set(CaptionOptions.model_fields), exclude_none=True)
         if "bad_words" in given:
             given["bad_words"] = tuple(given["bad_words"])
-        if "alternatives" in given:
-            given.setdefault("num_beams", max(defaults.num_beams, given["alternatives"] + 1))
-        options = replace(defaults, **given)
-        if max(options.num_beams, options.alternatives + 1) > max_beams:
-            raise OptionsError(
-                f"this server allows {max_beams} beams, and as many captions of a photo, at most"
-            )
-        return options
+        return GenerationOptions(**given)
 
 
 class Base64Image(_Strict):

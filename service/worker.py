@@ -16,9 +16,9 @@ import torch
 from captioner import (
     Caption,
     Captioner,
-    GenerationOptions,
     OptionsError,
     PreparedImage,
+    SearchOptions,
     StreamEvent,
     is_out_of_memory,
 )
@@ -45,7 +45,7 @@ class Job:
     """A photo that waits for its caption; cancel the future, and it costs nothing any more."""
 
     image: PreparedImage
-    options: GenerationOptions
+    options: SearchOptions
     future: Future[Caption] = field(default_factory=Future)
 
 
@@ -62,7 +62,7 @@ class Stream:
     """
 
     image: PreparedImage
-    options: GenerationOptions
+    options: SearchOptions
     emit: Callable[[StreamEvent | Exception], None]
     gone: threading.Event = field(default_factory=threading.Event)
     steps: Iterator[StreamEvent] | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.decoder import DecoderConfig, TextDecoder
-from captioner.generation import DecodeRules, GenerationOptions, Hypothesis
+from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 
 END = 2
 PROMPT = (1, 3)
@@ -28,14 +28,12 @@ VARIANTS = {
 PENALTIES = [-1.0, 0.0, 0.6, 1.0, 2.0]
 
 SEARCHES = {
-    "greedy": GenerationOptions(num_beams=1, max_length=20),
-    "beams": GenerationOptions(num_beams=4, max_length=20, alternatives=2, length_penalty=0.5),
-    "early stopping": GenerationOptions(num_beams=3, max_length=20, early_stopping=True),
-    "rules": GenerationOptions(num_beams=3, max_length=20, no_repeat_ngram_size=3, repetition_penalty=1.1),
-    "sampling": GenerationOptions(do_sample=True, max_length=20, seed=7, alternatives=3),
-    "one sample": GenerationOptions(
-        do_sample=True, max_length=20, seed=3, top_k=6, top_p=0.9, temperature=1.5
-    ),
+    "greedy": SearchOptions(num_beams=1, max_length=20),
+    "beams": SearchOptions(num_beams=4, max_length=20, alternatives=2, length_penalty=0.5),
+    "early stopping": SearchOptions(num_beams=3, max_length=20, early_stopping=True),
+    "rules": SearchOptions(num_beams=3, max_length=20, no_repeat_ngram_size=3, repetition_penalty=1.1),
+    "sampling": SearchOptions(do_sample=True, max_length=20, seed=7, alternatives=3),
+    "one sample": SearchOptions(do_sample=True, max_length=20, seed=3, top_k=6, top_p=0.9, temperature=1.5),
 }
 """Of every kind, with captions that end at different times."""
 
@@ -105,7 +103,7 @@ def all_texts(vocab: int, max_length: int, min_length: int) -> Iterator[tuple[in
                 yield text
 
 
-def naive_beam_search(model: Model, options: GenerationOptions) -> list[tuple[float, tuple[int, ...]]]:
+def naive_beam_search(model: Model, options: SearchOptions) -> list[tuple[float, tuple[int, ...]]]:
     """Beam search with lists that never stops before max_length."""
     beams, finished = [(0.0, ())], []
     for length in range(1, options.max_length + 1):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from captioner import GenerationOptions
+from captioner import GenerationOptions, SearchOptions
 from captioner.caption import Alternative, Caption, RegionMap, Word
 from captioner.image import ImageSource, Photo, decode_image
 
@@ -63,24 +63,29 @@ class FakeCaptioner:
 
     name = "fake"
     device = torch.device("cpu")
-    default_options = GenerationOptions(num_beams=4, max_length=12)
+    default_options = SearchOptions(num_beams=4, max_length=12)
 
     def __init__(self) -> None:
-        self.options: list[GenerationOptions] = []
+        self.options: list[SearchOptions] = []
         self.batches: list[int] = []
+
+    def resolve(self, options: GenerationOptions | SearchOptions | None = None) -> SearchOptions:
+        if isinstance(options, SearchOptions):
+            return options
+        return (options or GenerationOptions()).resolve(GenerationOptions(num_beams=4, max_length=12))
 
     def prepare(self, image: ImageSource, *, name: str | None = None) -> Photo:
         return decode_image(image, name=name)
 
-    def check_options(self, options: GenerationOptions) -> None:
+    def check_options(self, options: SearchOptions) -> None:
         """All options suit it."""
 
-    def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
         self.options.append(options)
         self.batches.append(len(images))
         return [self._caption(photo, options) for photo in images]
 
-    def _caption(self, photo: Photo, options: GenerationOptions) -> Caption:
+    def _caption(self, photo: Photo, options: SearchOptions) -> Caption:
         text = f"{options.prompt} a photo {photo.width} wide and {photo.height} high".strip()
         caption = make_caption(
             text, width=photo.width, height=photo.height, file=photo.file, attention=options.attention

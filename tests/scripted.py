@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from fakes import FakeCaptioner
 
-from captioner import Caption, GenerationOptions, StreamEvent
+from captioner import Caption, SearchOptions, StreamEvent
 from captioner.image import ImageSource, Photo, decode_image
 from captioner.runners import Lacks
 
@@ -37,7 +37,7 @@ class ScriptedCaptioner(FakeCaptioner):
         self.warm = threading.Event()
         self.warm.set()
         self.broken: set[str | None] = set()
-        self.streamed: list[GenerationOptions] = []
+        self.streamed: list[SearchOptions] = []
         self._held = False
         self._words = threading.Semaphore(0)
 
@@ -58,15 +58,15 @@ class ScriptedCaptioner(FakeCaptioner):
     def prepare(self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None) -> Photo:
         return decode_image(image, name=name, **({"max_pixels": max_pixels} if max_pixels else {}))
 
-    def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
         self.warm.wait()
         return super().caption_prepared(images, options)
 
-    def stream_prepared(self, photo: Photo, options: GenerationOptions) -> Iterator[StreamEvent]:
+    def stream_prepared(self, photo: Photo, options: SearchOptions) -> Iterator[StreamEvent]:
         self.streamed.append(options)
         return self._stream(photo, options)
 
-    def _stream(self, photo: Photo, options: GenerationOptions) -> Iterator[StreamEvent]:
+    def _stream(self, photo: Photo, options: SearchOptions) -> Iterator[StreamEvent]:
         caption = self.captions.get(photo.file or "") or self._caption(photo, options)
         prompt = len(options.prompt.split())
         caption = replace(caption, words=caption.words[prompt:])  # a prompt's words are not the model's

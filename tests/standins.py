@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tiny import tiny_checkpoint
 
-from captioner import Caption, Captioner, GenerationOptions, PreparedImage, StreamEvent
+from captioner import Caption, Captioner, GenerationOptions, PreparedImage, SearchOptions, StreamEvent
 from captioner.runners import CheckpointRunner
 
 
@@ -25,7 +25,7 @@ class Recording(Captioner):
         self.batches: list[list[str | None]] = []
 
     def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | None = None
+        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
     ) -> list[Caption]:
         if images[0].file != "warm-up":
             self.batches.append([image.file for image in images])
@@ -50,7 +50,7 @@ class Held(Recording):
         assert self.go.wait(30)
 
     def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | None = None
+        self, image: PreparedImage, options: GenerationOptions | SearchOptions | None = None
     ) -> Iterator[StreamEvent]:
         for event in super().stream_prepared(image, options):
             self.steps += 1
@@ -83,14 +83,14 @@ class Crashing(Recording):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | None = None
+        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
     ) -> list[Caption]:
         if self.broken:
             self.check(images)
         return super().caption_prepared(images, options)
 
     def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | None = None
+        self, image: PreparedImage, options: GenerationOptions | SearchOptions | None = None
     ) -> Iterator[StreamEvent]:
         events = super().stream_prepared(image, options)
         yield next(events)

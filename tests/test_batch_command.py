@@ -22,7 +22,7 @@ from images import draw_noise
 from rich.console import Console
 from typer.main import get_command
 
-from captioner import GenerationOptions, OptionsError
+from captioner import GenerationOptions, OptionsError, SearchOptions
 from captioner.batch.items import Item
 from captioner.batch.progress import ProgressReport
 from captioner.batch.run import Counts
@@ -205,7 +205,7 @@ def test_nothing_to_caption_is_an_error(tmp_path: Path, capsys: pytest.CaptureFi
         ["--engine", "spark"],
         ["--report", "report.pdf"],
         ["--report", "none/report.html"],
-        ["--alternatives", "9"],
+        ["--beams", "4", "--alternatives", "9"],
     ],
 )
 def test_wrong_usage(library: Path, tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]):
@@ -294,7 +294,7 @@ def test_options_that_the_model_refuses_leave_nothing_behind(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     class Strict(FakeCaptioner):
-        def check_options(self, options: GenerationOptions) -> None:
+        def check_options(self, options: SearchOptions) -> None:
             raise OptionsError(f"max_length {options.max_length} exceeds this model's positions")
 
     before = sorted(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from fakes import FakeCaptioner
 from images import draw_noise
 from tiny import tiny_captioner
 
-from captioner import CaptionerError, GenerationOptions, OptionsError
+from captioner import CaptionerError, GenerationOptions, OptionsError, SearchOptions
 from captioner.batch.engine import MAX_FAILURES, BatchCaptioner
 from captioner.batch.items import Item, find_items
 from captioner.batch.local import BatchSize, LocalEngine
@@ -33,7 +33,7 @@ class Limited(FakeCaptioner):
         self.photos, self.pixels = photos, pixels
         self.error = error or torch.OutOfMemoryError("CUDA out of memory")
 
-    def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
         captions = super().caption_prepared(images, options)
         if len(images) > self.photos or any(photo.width * photo.height > self.pixels for photo in images):
             raise self.error
@@ -239,7 +239,7 @@ def test_decoding_goes_on_while_the_model_works(photos: list[Item]):
             prepared.append(name)
             return photo
 
-        def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+        def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
             deadline = time.monotonic() + 20
             while len(prepared) < min(8, 4 * (len(self.batches) + 2)) and time.monotonic() < deadline:
                 time.sleep(0.001)

@@ -20,7 +20,7 @@ from transformers import (
     ViTConfig,
 )
 
-from captioner import GenerationOptions, OptionsError
+from captioner import GenerationOptions, OptionsError, SearchOptions
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.convert import read_hugging_face
@@ -59,7 +59,7 @@ def test_the_twin_is_the_same_model(kind: str, tmp_path: Path):
     side = checkpoint.model.config.backbone.image_size
     pixel_values, seen = torch.randn(6, 3, side, side), set[tuple[int, ...]]()
     for num_beams, min_length in ((1, 0), (3, 0), (3, 5)):
-        options = GenerationOptions(
+        options = SearchOptions(
             num_beams=num_beams, max_length=10, min_length=min_length, early_stopping=True
         )
         found = generate(

@@ -18,7 +18,15 @@ from PIL import Image
 from tiny import tiny_captioner, tiny_checkpoint
 
 import captioner
-from captioner import Caption, Captioner, GenerationOptions, ImageDecodeError, ImageSizeError, OptionsError
+from captioner import (
+    Caption,
+    Captioner,
+    GenerationOptions,
+    ImageDecodeError,
+    ImageSizeError,
+    OptionsError,
+    SearchOptions,
+)
 from captioner.checkpoint import Checkpoint
 from captioner.runners import CheckpointRunner
 
@@ -236,11 +244,17 @@ def test_a_bad_word_is_avoided_in_every_place_and_vocabulary(tmp_path: Path, pho
     assert avoided > 20
 
 
-def test_the_models_own_defaults_hold_where_no_options_are_given(model: Captioner, photos: list[Image.Image]):
-    assert model.default_options == GenerationOptions(num_beams=2, max_length=12)
-    captions = model.caption(photos[:8])
-    assert captions == model.caption(photos[:8], GenerationOptions(num_beams=2, max_length=12))
-    assert captions != model.caption(photos[:8], GenerationOptions(num_beams=2, max_length=5))
+def test_what_is_not_given_is_as_the_models_own_settings_say(model: Captioner, photos: list[Image.Image]):
+    assert model.default_options == SearchOptions(num_beams=2, max_length=12)
+    photos = photos[:4]
+    captions = model.caption(photos)
+    assert captions == model.caption(photos, SearchOptions(num_beams=2, max_length=12))
+    assert captions != model.caption(photos, SearchOptions(num_beams=2, max_length=5))
+    seen = model.caption(photos, GenerationOptions(attention=True))
+    assert [caption.caption for caption in seen] == [caption.caption for caption in captions]
+    (*_, last) = model.stream(photos[0], GenerationOptions(attention=True))
+    assert last.caption is not None
+    assert last.caption.caption == captions[0].caption
 
 
 def test_maps_and_boxes_are_in_the_photos_own_pixels(model: Captioner):

@@ -18,7 +18,7 @@ from fakes import FakeCaptioner
 from images import damage, draw_noise, encode_all
 from tiny import tiny_checkpoint
 
-from captioner import GenerationOptions, list_models, load
+from captioner import SearchOptions, list_models, load
 from captioner.caption import Caption
 from captioner.checkpoint import save_checkpoint
 from captioner.cli import main
@@ -115,6 +115,15 @@ def test_json_has_the_attention_on_request(fake, photo_path, capsys):
     assert word["box"] == [0, 0, 17, 11]
 
 
+def test_json_has_the_resolved_options_on_request(fake, photo_path, capsys):
+    assert run(fake, "caption", "--json", "--show-options", "--alternatives", "4", photo_path) == 0
+    shown = json.loads(capsys.readouterr().out)["options"]
+    assert shown == replace(fake.default_options, num_beams=5, alternatives=4).to_dict()
+    assert (fake.default_options.num_beams, shown["max_length"]) == (4, 12)
+    assert run(fake, "caption", "--json", photo_path) == 0
+    assert "options" not in json.loads(capsys.readouterr().out)
+
+
 def test_defaults_are_the_models(fake, photo_path):
     assert run(fake, "caption", photo_path) == 0
     assert run(fake, "caption", "--min-length", "3", photo_path) == 0
@@ -128,7 +137,7 @@ def test_every_option_arrives(fake, photo_path):
     draw = "--sample --temperature 0.7 --top-k 9 --top-p 0.8 --seed 1"
     assert run(fake, "caption", *draw.split(), photo_path) == 0
     searched, drawn = fake.options
-    assert searched == GenerationOptions(
+    assert searched == SearchOptions(
         num_beams=5,
         alternatives=4,
         max_length=9,
@@ -252,7 +261,7 @@ def test_malformed_files_by_the_hundred(tmp_path):
 
 def test_ctrl_c_ends_quietly(photo_path, capsys):
     class Interrupted(FakeCaptioner):
-        def caption_prepared(self, images: Sequence[Photo], options: GenerationOptions) -> list[Caption]:
+        def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
             raise KeyboardInterrupt
 
     assert run(Interrupted(), "caption", photo_path) == 130

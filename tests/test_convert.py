@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import BlipProcessor, PreTrainedModel, ViTImageProcessor
 
 import captioner
-from captioner import CheckpointError
+from captioner import CheckpointError, GenerationOptions
 from captioner.checkpoint import load_checkpoint
 from captioner.cli import main
 from captioner.convert import convert, is_hugging_face, read_hugging_face, their_tensors
-from captioner.generation import DecodeRules, GenerationOptions, generate
+from captioner.generation import DecodeRules, SearchOptions, generate
 from captioner.runners import CheckpointRunner
 
 KINDS: dict[str, Callable[..., PreTrainedModel]] = {
@@ -80,7 +80,7 @@ def test_captions_are_those_of_transformers_generate(kind: str, num_beams: int, 
         with torch.inference_mode():
             region_tokens = ours.model.encode(pixel_values).region_tokens
         for early_stopping in [False, True] if num_beams > 1 else [False]:
-            options = GenerationOptions(num_beams=num_beams, max_length=12, early_stopping=early_stopping)
+            options = SearchOptions(num_beams=num_beams, max_length=12, early_stopping=early_stopping)
             found = generate(decoder, region_tokens, options, rules)
             expected = theirs.generate(
                 pixel_values=pixel_values,
@@ -115,7 +115,7 @@ def test_blip_captions_a_photo_after_a_prompt_as_its_processor_and_generate_do(t
             inputs = processor(images=photo, return_tensors="pt", **text)
             (ids,) = theirs.generate(**inputs, max_new_tokens=8)
             expected = processor.tokenizer.decode(ids, skip_special_tokens=True)
-            options = GenerationOptions(num_beams=1, max_length=8, prompt=prompt)
+            options = SearchOptions(num_beams=1, max_length=8, prompt=prompt)
             (caption,) = ours.caption([photo], options)
             assert caption.caption == expected
             assert caption.caption.startswith(prompt.lower())
@@ -214,7 +214,7 @@ def test_settings_of_generation_become_the_models_defaults(tmp_path: Path):
         early_stopping=True,
         repetition_penalty=1.5,
     )
-    assert captioner.load(tmp_path, device="cpu").default_options == GenerationOptions(
+    assert captioner.load(tmp_path, device="cpu").default_options == SearchOptions(
         num_beams=4,
         max_length=15,
         min_length=3,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from captioner.decoder import TextDecoder
 from captioner.errors import OptionsError
-from captioner.generation import Decided, GenerationOptions, Hypothesis, generate, start_search, stream
+from captioner.generation import Decided, Hypothesis, SearchOptions, generate, start_search, stream
 
 # Sampling
 
@@ -60,7 +60,7 @@ def test_tokens_are_drawn_as_often_as_the_distribution_says(choice: dict[str, An
             expected[i] = probs[i]
         so_far += probs[i] / total
     torch.manual_seed(0)
-    options = GenerationOptions(do_sample=True, alternatives=63, max_length=1, **choice)
+    options = SearchOptions(do_sample=True, alternatives=63, max_length=1, **choice)
     found = generate(decoder, image.expand(400, -1, -1), options, RULES)
     counts, draws = frequencies(found), 400 * 64
     assert set(counts) <= set(expected)
@@ -73,7 +73,7 @@ def test_the_second_token_is_drawn_given_the_first():
     decoder, image = random_decoder(), random_regions(1)
     model = Model(decoder, image[0])
     torch.manual_seed(0)
-    options = GenerationOptions(do_sample=True, alternatives=63, max_length=2)
+    options = SearchOptions(do_sample=True, alternatives=63, max_length=2)
     found = generate(decoder, image.expand(200, -1, -1), options, RULES)
     counts = Counter(h.token_ids for hypotheses in found for h in hypotheses)
     draws = 200 * 64
@@ -84,7 +84,7 @@ def test_the_second_token_is_drawn_given_the_first():
 
 def test_a_seed_gives_the_same_samples_and_another_seed_others():
     decoder, region_tokens = random_decoder(), random_regions(4)
-    options = GenerationOptions(do_sample=True, alternatives=2, seed=5)
+    options = SearchOptions(do_sample=True, alternatives=2, seed=5)
     found = generate(decoder, region_tokens, options, RULES)
     torch.manual_seed(1)  # the global generator has no say
     assert generate(decoder, region_tokens, options, RULES) == found
@@ -94,7 +94,7 @@ def test_a_seed_gives_the_same_samples_and_another_seed_others():
 
 def test_without_a_seed_each_call_and_each_image_draws_anew():
     decoder, image = random_decoder(), random_regions(1).expand(8, -1, -1)
-    options = GenerationOptions(do_sample=True)
+    options = SearchOptions(do_sample=True)
     torch.manual_seed(0)
     found = generate(decoder, image, options, RULES)
     assert len({hypothesis.token_ids for (hypothesis,) in found}) > 4
@@ -103,7 +103,7 @@ def test_without_a_seed_each_call_and_each_image_draws_anew():
 
 def test_samples_come_best_first_with_the_models_own_log_probs():
     decoder, region_tokens = random_decoder(end=1.0), random_regions(4)
-    options = GenerationOptions(do_sample=True, alternatives=7, seed=0, temperature=2.0, length_penalty=0.5)
+    options = SearchOptions(do_sample=True, alternatives=7, seed=0, temperature=2.0, length_penalty=0.5)
     for image, samples in zip(region_tokens, generate(decoder, region_tokens, options, RULES), strict=True):
         model = Model(decoder, image)
         assert [h.score for h in samples] == sorted((h.score for h in samples), reverse=True)
@@ -115,8 +115,8 @@ def test_samples_come_best_first_with_the_models_own_log_probs():
 
 def test_the_best_word_alone_is_greedy_search():
     decoder, region_tokens = random_decoder(), random_regions(5)
-    greedy = generate(decoder, region_tokens, GenerationOptions(num_beams=1), RULES)
-    assert generate(decoder, region_tokens, GenerationOptions(do_sample=True, top_k=1), RULES) == greedy
+    greedy = generate(decoder, region_tokens, SearchOptions(num_beams=1), RULES)
+    assert generate(decoder, region_tokens, SearchOptions(do_sample=True, top_k=1), RULES) == greedy
 
 
 # Streaming
@@ -142,7 +142,7 @@ def test_what_is_streamed_adds_up_to_what_is_generated(kind: str):
 
 def test_greedy_tokens_are_streamed_one_by_one():
     decoder, region_tokens = random_decoder(end=1.0), random_regions(3)
-    events = list(stream(decoder, region_tokens, GenerationOptions(num_beams=1, max_length=15), RULES))
+    events = list(stream(decoder, region_tokens, SearchOptions(num_beams=1, max_length=15), RULES))
     assert all(len(event.token_ids) == 1 for event in events)
 
 
@@ -150,7 +150,7 @@ def test_greedy_tokens_are_streamed_one_by_one():
 def test_a_beam_search_streams_a_token_as_soon_as_all_that_may_win_agree(length_penalty: float):
     """At every step, what was told is what the naive search's contenders then have in common."""
     decoder, region_tokens = random_decoder(end=1.0), random_regions(8)
-    options = GenerationOptions(num_beams=3, max_length=9, length_penalty=length_penalty)
+    options = SearchOptions(num_beams=3, max_length=9, length_penalty=length_penalty)
     search = start_search(decoder, region_tokens, options, RULES)
     models = [Model(decoder, image) for image in region_tokens]
     early = 0
@@ -162,7 +162,7 @@ def test_a_beam_search_streams_a_token_as_soon_as_all_that_may_win_agree(length_
     assert early > 0
 
 
-def contenders(model: Model, options: GenerationOptions, steps: int) -> list[tuple[int, ...]]:
+def contenders(model: Model, options: SearchOptions, steps: int) -> list[tuple[int, ...]]:
     beams, best = [(0.0, ())], (-math.inf, ())
     for length in range(1, steps + 1):
         children = sorted(
@@ -189,7 +189,7 @@ def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def test_a_stream_refuses_bad_options_before_it_starts():
     with pytest.raises(OptionsError, match="positions"):
-        stream(random_decoder(), random_regions(1), GenerationOptions(max_length=40), RULES)
+        stream(random_decoder(), random_regions(1), SearchOptions(max_length=40), RULES)
 
 
 # Edges
@@ -198,19 +198,19 @@ def test_a_stream_refuses_bad_options_before_it_starts():
 def test_a_caption_may_fill_all_positions_but_no_more():
     decoder, region_tokens = random_decoder(end=-9), random_regions(1)
     room = OURS.max_positions - len(PROMPT) + 1  # the last token is never fed back
-    ((hypothesis,),) = generate(decoder, region_tokens, GenerationOptions(max_length=room), RULES)
+    ((hypothesis,),) = generate(decoder, region_tokens, SearchOptions(max_length=room), RULES)
     assert (len(hypothesis.token_ids), hypothesis.finished) == (room, False)
     message = (
         f"prompt of 2 tokens and max_length {room + 1} exceed this model's 30 positions: lower max_length"
     )
     with pytest.raises(OptionsError, match=message):
-        generate(decoder, region_tokens, GenerationOptions(max_length=room + 1), RULES)
+        generate(decoder, region_tokens, SearchOptions(max_length=room + 1), RULES)
 
 
 def test_fewer_captions_where_fewer_exist():
     """Of one token there are but as many captions as tokens."""
     decoder = random_decoder(vocab_size=5)
-    options = GenerationOptions(num_beams=8, alternatives=7, max_length=1)
+    options = SearchOptions(num_beams=8, alternatives=7, max_length=1)
     (found,) = generate(decoder, random_regions(1), options, RULES)
     assert sorted(h.token_ids for h in found) == [(i,) for i in range(5)]
 
@@ -218,14 +218,14 @@ def test_fewer_captions_where_fewer_exist():
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_there_is_a_caption_even_if_every_word_is_forbidden(num_beams: int):
     rules = replace(RULES, bad_words_ids=tuple((i,) for i in range(OURS.vocab_size)))
-    found = generate(random_decoder(), random_regions(2), GenerationOptions(num_beams=num_beams), rules)
+    found = generate(random_decoder(), random_regions(2), SearchOptions(num_beams=num_beams), rules)
     assert [h.token_ids for (h,) in found] == [(END,), (END,)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_scores_in_float32(dtype: torch.dtype):
     decoder, region_tokens = random_decoder().to(dtype), random_regions(2).to(dtype)
-    options = GenerationOptions(num_beams=8, alternatives=7, max_length=1)
+    options = SearchOptions(num_beams=8, alternatives=7, max_length=1)
     for hypotheses in generate(decoder, region_tokens, options, RULES):
         assert sum(math.exp(h.score) for h in hypotheses) == pytest.approx(1, abs=1e-6)
 
@@ -241,7 +241,7 @@ def test_images_are_encoded_once_whatever_the_rows():
             return super().cross_cache(region_tokens)
 
     decoder = Counting(OURS).eval()
-    generate(decoder, random_regions(4), GenerationOptions(do_sample=True, alternatives=4), RULES)
+    generate(decoder, random_regions(4), SearchOptions(do_sample=True, alternatives=4), RULES)
     assert (decoder.calls, decoder.rows) == (1, (4,))
 
 

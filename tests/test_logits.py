@@ -18,7 +18,7 @@ from captioner.logits import (
     keep_likely,
     penalise_repetition,
 )
-from captioner.options import GenerationOptions
+from captioner.options import SearchOptions
 
 IMAGES, ROWS, VOCAB = 3, 4, 7
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def test_top_k_and_top_p(top_k: int, top_p: float):
 
 def rules(prompt_ids: tuple[int, ...] = (1,), bad_words: Any = (), **options: Any) -> LogitsRules:
     ids = DecodeRules(prompt_ids=prompt_ids, eos_id=2, pad_id=0, bad_words_ids=bad_words)
-    return LogitsRules(GenerationOptions(**options), ids, CPU)
+    return LogitsRules(SearchOptions(**options), ids, CPU)
 
 
 def test_without_options_there_are_no_rules():

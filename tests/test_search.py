@@ -27,7 +27,7 @@ from decoding import (
 )
 
 from captioner.decoder import TextDecoder
-from captioner.generation import DecodeRules, GenerationOptions, Hypothesis, generate, start_search, stream
+from captioner.generation import DecodeRules, Hypothesis, SearchOptions, generate, start_search, stream
 
 
 @pytest.fixture(params=VARIANTS)
@@ -37,7 +37,7 @@ def decoder(request: pytest.FixtureRequest) -> TextDecoder:
 
 def test_greedy_search_is_the_best_token_again_and_again(decoder: TextDecoder):
     region_tokens = random_regions(6)
-    found = generate(decoder, region_tokens, GenerationOptions(num_beams=1, max_length=12), RULES)
+    found = generate(decoder, region_tokens, SearchOptions(num_beams=1, max_length=12), RULES)
     for image, (hypothesis,) in zip(region_tokens, found, strict=True):
         model, text = Model(decoder, image), ()
         while len(text) < 12 and text[-1:] != (END,):
@@ -59,7 +59,7 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(
     """64 beams hold all beginnings, so the 64 best captions are exact, in order and with their scores."""
     decoder = random_decoder(vocab_size=vocab, end=0.5)
     rules = DecodeRules(prompt_ids=(1, 0), eos_id=END, pad_id=0)
-    options = GenerationOptions(
+    options = SearchOptions(
         num_beams=64,
         alternatives=63,
         max_length=max_length,
@@ -87,7 +87,7 @@ def test_stopping_once_nothing_can_change_changes_nothing(
     num_beams: int, alternatives: int, length_penalty: float
 ):
     decoder = random_decoder(end=1.5)
-    options = GenerationOptions(
+    options = SearchOptions(
         num_beams=num_beams, alternatives=alternatives, max_length=10, length_penalty=length_penalty
     )
     region_tokens = random_regions(8)
@@ -99,7 +99,7 @@ def test_stopping_once_nothing_can_change_changes_nothing(
 
 def test_a_search_ends_when_its_captions_are_certain():
     search = start_search(
-        random_decoder(end=4), random_regions(4), GenerationOptions(max_length=20, length_penalty=0.0), RULES
+        random_decoder(end=4), random_regions(4), SearchOptions(max_length=20, length_penalty=0.0), RULES
     )
     while search.images:
         search.step()
@@ -108,7 +108,7 @@ def test_a_search_ends_when_its_captions_are_certain():
 
 
 def test_both_kinds_of_decoder_search_alike(decoder: TextDecoder):
-    options, region_tokens = GenerationOptions(num_beams=4, max_length=8, alternatives=1), random_regions(3)
+    options, region_tokens = SearchOptions(num_beams=4, max_length=8, alternatives=1), random_regions(3)
     for image, hypotheses in zip(
         region_tokens, generate(decoder, region_tokens, options, RULES), strict=True
     ):
@@ -132,7 +132,7 @@ def test_rules_hold_in_a_beam_search():
 
     decoder = random_decoder(end=1.5)
     rules = replace(RULES, bad_words_ids=((5,), (6, 7)))
-    options = GenerationOptions(
+    options = SearchOptions(
         num_beams=4,
         alternatives=3,
         max_length=9,
@@ -152,7 +152,7 @@ def test_rules_hold_in_a_beam_search():
 
 def test_early_stopping_ends_with_as_many_captions_as_beams():
     decoder, region_tokens = random_decoder(end=1.5), random_regions(8)
-    options = GenerationOptions(num_beams=3, max_length=16, length_penalty=2.0, alternatives=2)
+    options = SearchOptions(num_beams=3, max_length=16, length_penalty=2.0, alternatives=2)
     patient = generate(decoder, region_tokens, options, RULES)
     hasty = generate(decoder, region_tokens, replace(options, early_stopping=True), RULES)
     assert all(h.finished for hypotheses in hasty for h in hypotheses)
@@ -179,7 +179,7 @@ def test_scores_are_those_of_transformers(num_beams: int, tmp_path: Path):
     with torch.inference_mode():
         region_tokens = ours.model.encode(pixel_values).region_tokens
     for length_penalty in [-1.0, 0.0, 1.0, 2.0] if num_beams > 1 else [1.0]:
-        options = GenerationOptions(
+        options = SearchOptions(
             num_beams=num_beams, max_length=10, length_penalty=length_penalty, alternatives=num_beams - 1
         )
         beams = {"length_penalty": length_penalty, "early_stopping": "never"} if num_beams > 1 else {}

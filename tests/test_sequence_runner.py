@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, PreTrainedModel
 
 import captioner
-from captioner import Captioner, CheckpointError, GenerationOptions, OptionsError
+from captioner import Captioner, CheckpointError, GenerationOptions, OptionsError, SearchOptions
 from captioner.cli import main
 from captioner.evaluation.benchmark import benchmark
 from captioner.runners.sequence import SequenceRunner, read_sequence_model
@@ -41,7 +41,7 @@ class Both:
 
     def prompt(self, text: str = "") -> list[int]:
         """What every sequence of theirs begins with."""
-        return list(self.runner.rules(GenerationOptions(prompt=text)).prompt_ids)
+        return list(self.runner.rules(SearchOptions(prompt=text)).prompt_ids)
 
     def inputs(self, photos: list[Image.Image], ids: list[list[int]]) -> dict[str, Any]:
         """Photos and the token ids of text that has begun."""
@@ -106,8 +106,10 @@ def test_captions_are_those_of_transformers(both: Both, num_beams: int, prompt: 
 def test_the_checkpoints_own_settings_are_defaults_and_no_more(both: Both):
     default = both.ours.default_options
     if both.folder.name == "florence2":
-        assert default == GenerationOptions(num_beams=3, no_repeat_ngram_size=3, early_stopping=True)
-    (caption,) = both.ours.caption(PHOTOS[:1], GenerationOptions(num_beams=1, max_length=20))
+        assert default == SearchOptions(num_beams=3, no_repeat_ngram_size=3, early_stopping=True)
+    (caption,) = both.ours.caption(
+        PHOTOS[:1], GenerationOptions(num_beams=1, max_length=20, no_repeat_ngram_size=0)
+    )
     ids = both.processor.tokenizer.encode(caption.caption, add_special_tokens=False)
     triples = list(zip(ids, ids[1:], ids[2:], strict=False))
     assert len(set(triples)) < len(triples), "an n-gram is blocked that no option forbids"

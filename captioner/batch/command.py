@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -96,9 +95,9 @@ def batch(
     if sidecar and any(map(is_remote, names)):
         raise OptionsError("sidecars stand beside photographs of this machine: leave out --sidecar for a URI")
     find = partial(find_items, names, recursive=recursive, exclude=exclude or (), ignore=ours)
+    options = generation_options(ctx, attention=attention or report is not None)
     here = "cpu" if engine == "ray" else device  # the cluster's nodes have the devices
     captioner = ctx.obj(model, device=here, dtype=dtype)
-    options = replace(generation_options(ctx, captioner), attention=attention or report is not None)
     worker, sizes = BatchCaptioner(captioner, options), {"batch_size": batch_size, "workers": workers}
     work = _make_engine(engine, worker, device=device, dtype=dtype, **sizes)
     writer = Sidecars(sidecar, existing=existing, naming=sidecar_name) if sidecar else None

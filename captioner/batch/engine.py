@@ -42,7 +42,7 @@ class BatchCaptioner:
 
     Args:
         captioner: the model.
-        options: None for the model's own defaults.
+        options: what is not given in them is as the model's own settings say.
 
     Raises:
         OptionsError: the options do not suit the model.
@@ -50,7 +50,7 @@ class BatchCaptioner:
 
     def __init__(self, captioner: Captioner, options: GenerationOptions | None = None) -> None:
         self.captioner = captioner
-        self.options = options or captioner.default_options
+        self.options = captioner.resolve(options)
         captioner.check_options(self.options)  # what is wrong with them is known before anything is written
         self.max_batch: int | None = None
         """Photographs that fit into memory together, once a larger batch did not; None before."""

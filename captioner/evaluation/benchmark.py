@@ -19,7 +19,8 @@ from PIL import Image
 from captioner.captioner import Captioner, PreparedImage
 from captioner.errors import OptionsError
 from captioner.evaluation.twin import Twin, build_twin
-from captioner.generation import GenerationOptions, generate
+from captioner.generation import SearchOptions, generate
+from captioner.options import GenerationOptions
 from captioner.runners import CheckpointRunner
 
 __all__ = ["BenchmarkResult", "Comparison", "Stages", "benchmark"]
@@ -118,7 +119,7 @@ def benchmark(
 
     Args:
         captioner: the model, on the device and in the number type to measure.
-        options: None for the model's own defaults.
+        options: what is not given in them is as the model's own settings say.
         batch_sizes: photos in one forward pass.
         repeats: how often each measurement is repeated, after one run that is not counted.
         against_transformers: also run the same weights with ``transformers``' ``generate``, in turns with
@@ -134,7 +135,7 @@ def benchmark(
         )
     if against_transformers and captioner.checkpoint is None:
         raise OptionsError(f"{captioner.name} is run by another library: leave out the comparison")
-    chosen = replace(options or captioner.default_options, attention=False)
+    chosen = replace(captioner.resolve(options), attention=False)
     runner = _Runner(captioner, chosen, repeats)
     progress("one photo at a time")
     latency, stages = runner.one_photo()
@@ -174,7 +175,7 @@ def benchmark(
 class _Runner:
     """The measurements."""
 
-    def __init__(self, captioner: Captioner, options: GenerationOptions, repeats: int) -> None:
+    def __init__(self, captioner: Captioner, options: SearchOptions, repeats: int) -> None:
         self.captioner, self.options, self.repeats = captioner, options, repeats
         self.files = [_photo(seed) for seed in range(_PHOTOS)]
         self.prepared = [captioner.prepare(file) for file in self.files]
@@ -273,9 +274,7 @@ class _Runner:
         )
 
 
-def _search(
-    parts: CheckpointRunner, region_tokens: torch.Tensor, options: GenerationOptions
-) -> list[list[int]]:
+def _search(parts: CheckpointRunner, region_tokens: torch.Tensor, options: SearchOptions) -> list[list[int]]:
     """The token ids of the best captions."""
     found = generate(parts.checkpoint.model.decoder, region_tokens, options, parts.rules(options))
     return [list(hypotheses[0].token_ids) for hypotheses in found]

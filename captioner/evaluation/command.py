@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +13,12 @@ import typer
 
 from captioner.commandline import Device, Dtype, Model
 from captioner.errors import OptionsError
+from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.evaluation.benchmark import BenchmarkResult
     from captioner.evaluation.evaluate import EvaluationResult
-    from captioner.options import GenerationOptions
 
 __all__ = ["benchmark", "evaluate"]
 
@@ -69,7 +68,7 @@ def evaluate(
             captioner,
             images,
             coco,
-            options=_options(captioner, num_beams),
+            options=GenerationOptions(num_beams=num_beams),
             limit=limit,
             batch_size=batch_size,
             progress=progress,
@@ -118,7 +117,7 @@ def benchmark(
     )
     result = run(
         captioner,
-        options=_options(captioner, num_beams),
+        options=GenerationOptions(num_beams=num_beams),
         batch_sizes=sizes,
         repeats=repeats,
         against_transformers=against is not None,
@@ -152,11 +151,6 @@ _TITLES = {
     "images_per_second": ("images/s", ".1f"),
 }
 """What a figure is called, and how it is printed."""
-
-
-def _options(captioner: Captioner, num_beams: int | None) -> GenerationOptions:
-    default = captioner.default_options
-    return default if num_beams is None else replace(default, num_beams=num_beams)
 
 
 def _random(name: str, device: str, dtype: str) -> Captioner:

@@ -16,7 +16,7 @@ from captioner.errors import DataError, ImageError, OptionsError
 from captioner.evaluation.confidence import ConfidenceScores, judge_confidence
 from captioner.evaluation.correctness import Correctness, correctness
 from captioner.evaluation.metrics import Scores, score
-from captioner.generation import GenerationOptions
+from captioner.options import GenerationOptions
 
 __all__ = ["EvaluationResult", "evaluate"]
 
@@ -67,7 +67,7 @@ def evaluate(
         captioner: the model.
         images: the folder that the file names of ``coco`` are relative to.
         coco: the photos and their captions.
-        options: None for the model's own defaults.
+        options: what is not given in them is as the model's own settings say.
         limit: take the first photos only, as many as this.
         batch_size: photos in one forward pass.
         meteor: measure METEOR too, where Java and ``pycocoevalcap`` are found.
@@ -86,10 +86,11 @@ def evaluate(
         raise DataError(
             f"photos of the captions file are missing: {_few(missing)}. Is {images} their folder?"
         )
+    resolved = captioner.resolve(options)
     begun = time.perf_counter()
     found: list[Caption] = []
     for batch in _prepare(captioner, files, batch_size):
-        found += captioner.caption_prepared(batch, options)
+        found += captioner.caption_prepared(batch, resolved)
         if progress is not None:
             progress(len(found), len(files))
     seconds = time.perf_counter() - begun

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captioner.checkpoint import Checkpoint
 from captioner.convert import their_tensors
 from captioner.errors import OptionsError
-from captioner.generation import GenerationOptions
+from captioner.generation import SearchOptions
 from captioner.model import ModelConfig
 from captioner.runners import quiet_transformers
 from captioner.tokenizer import TokenizerConfig
@@ -30,7 +30,7 @@ class Twin:
     """
 
     scope: str
-    generate: Callable[[Tensor, GenerationOptions], list[list[int]]]
+    generate: Callable[[Tensor, SearchOptions], list[list[int]]]
 
 
 def build_twin(checkpoint: Checkpoint) -> Twin:
@@ -54,7 +54,7 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
             raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
     network = network.eval().requires_grad_(False).to(like.device, like.dtype)
 
-    def generate(pixel_values: Tensor, options: GenerationOptions) -> list[list[int]]:
+    def generate(pixel_values: Tensor, options: SearchOptions) -> list[list[int]]:
         if bare_vit:
             inputs: dict[str, Any] = {"pixel_values": pixel_values}
         else:

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint
-from captioner.generation import GenerationOptions
+from captioner.generation import SearchOptions
 from captioner.tokenizer import TokenSpan
 
 __all__ = ["Lacks", "NetworkRunner", "PreparedImage", "Progress", "Runner", "WrittenCaption"]
@@ -95,7 +95,7 @@ class Runner(Protocol):
 
     @property
     def generation(self) -> Mapping[str, Any]:
-        """The model's own defaults of :class:`~captioner.options.GenerationOptions`."""
+        """The model's own settings, by the names of :class:`~captioner.options.GenerationOptions`."""
 
     @property
     def lacks(self) -> Lacks:
@@ -127,19 +127,17 @@ class Runner(Protocol):
     def prepare(self, pixels: Image) -> Any:
         """An upright RGB photo as :attr:`PreparedImage.content`: work for any thread."""
 
-    def check_options(self, options: GenerationOptions) -> None:
+    def check_options(self, options: SearchOptions) -> None:
         """Raise OptionsError where the options do not suit the model; ``lacks`` is not looked at here."""
 
-    def caption(
-        self, images: Sequence[PreparedImage], options: GenerationOptions
-    ) -> list[list[WrittenCaption]]:
+    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
         """For each photo of a batch 1 + alternatives captions, best first, or fewer where fewer exist.
 
         Maps come with the first of each, where the options ask for attention and the runner can give it.
         Errors are those of :meth:`check_options`.
         """
 
-    def stream(self, image: PreparedImage, options: GenerationOptions) -> Iterator[Progress]:
+    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
         """:meth:`caption` for one photo, step by step; errors of the options come with the call."""
 
 

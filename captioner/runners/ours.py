@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.attention import token_maps
 from captioner.checkpoint import Checkpoint
-from captioner.generation import Decided, DecodeRules, GenerationOptions, Hypothesis, generate, stream
+from captioner.generation import Decided, DecodeRules, Hypothesis, SearchOptions, generate, stream
 from captioner.model import EncodedImages
 from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.text import decode_rules, normalized, prompt_of, written
@@ -38,11 +38,11 @@ class CheckpointRunner(NetworkRunner):
         """``(3, size, size)`` uint8."""
         return self.checkpoint.processor(pixels)
 
-    def check_options(self, options: GenerationOptions) -> None:
+    def check_options(self, options: SearchOptions) -> None:
         """Raises OptionsError: see :meth:`rules`."""
         self.rules(options)
 
-    def rules(self, options: GenerationOptions) -> DecodeRules:
+    def rules(self, options: SearchOptions) -> DecodeRules:
         """The token ids of what the options say in words; errors are those of ``text.decode_rules``."""
         return decode_rules(self._tokenizer, options, self._decoder.config.max_positions)
 
@@ -53,16 +53,14 @@ class CheckpointRunner(NetworkRunner):
         return model.encode(normalized(images, processor, self.device, self.dtype))
 
     @torch.inference_mode()
-    def caption(
-        self, images: Sequence[PreparedImage], options: GenerationOptions
-    ) -> list[list[WrittenCaption]]:
+    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
         encoded = self.encode(images)
         found = generate(self._decoder, encoded.region_tokens, options, rules)
         return self._written(encoded, found, options, rules)
 
-    def stream(self, image: PreparedImage, options: GenerationOptions) -> Iterator[Progress]:
+    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
         encoded = self.encode([image])
@@ -71,7 +69,7 @@ class CheckpointRunner(NetworkRunner):
         )
 
     def _progress(
-        self, steps: Iterator[Decided], encoded: EncodedImages, options: GenerationOptions, rules: DecodeRules
+        self, steps: Iterator[Decided], encoded: EncodedImages, options: SearchOptions, rules: DecodeRules
     ) -> Iterator[Progress]:
         token_ids, captions = list(prompt_of(self._tokenizer, rules)), list[WrittenCaption]()
         while True:
@@ -89,7 +87,7 @@ class CheckpointRunner(NetworkRunner):
         self,
         encoded: EncodedImages,
         found: Sequence[Sequence[Hypothesis]],
-        options: GenerationOptions,
+        options: SearchOptions,
         rules: DecodeRules,
     ) -> list[list[WrittenCaption]]:
         maps: Sequence[Tensor | None] = [None] * len(found)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
 from captioner.errors import CheckpointError
-from captioner.generation import DecodeRules, GenerationOptions, Hypothesis
+from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.image import ImageProcessor
 from captioner.logits import LogitsRules
 from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
@@ -127,18 +127,16 @@ class SequenceRunner(NetworkRunner):
         """``(3, H, W)`` uint8."""
         return self._processor(pixels)
 
-    def check_options(self, options: GenerationOptions) -> None:
+    def check_options(self, options: SearchOptions) -> None:
         """Raises OptionsError: see :meth:`rules`."""
         self.rules(options)
 
-    def rules(self, options: GenerationOptions) -> DecodeRules:
+    def rules(self, options: SearchOptions) -> DecodeRules:
         """The token ids of what the options say in words; errors are those of ``text.decode_rules``."""
         return decode_rules(self._tokenizer, options, self._positions)
 
     @torch.inference_mode()
-    def caption(
-        self, images: Sequence[PreparedImage], options: GenerationOptions
-    ) -> list[list[WrittenCaption]]:
+    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
         pixel_values = normalized(images, self._processor, self.device, self.dtype)
@@ -148,14 +146,14 @@ class SequenceRunner(NetworkRunner):
             for hypotheses in self._generate(pixel_values, options, rules)
         ]
 
-    def stream(self, image: PreparedImage, options: GenerationOptions) -> Iterator[Progress]:
+    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
         """The whole caption in one step."""
         self.rules(options)  # errors come with the call
         found = (self.caption([image], options)[0] for _ in range(1))
         return (Progress(captions[0].text, tuple(captions)) for captions in found)
 
     def _generate(
-        self, pixel_values: Tensor, options: GenerationOptions, rules: DecodeRules
+        self, pixel_values: Tensor, options: SearchOptions, rules: DecodeRules
     ) -> list[list[Hypothesis]]:
         beams, rows = 1 if options.do_sample else options.num_beams, 1 + options.alternatives
         search: dict[str, Any] = {"do_sample": options.do_sample, "num_beams": beams}
@@ -213,7 +211,7 @@ class SequenceRunner(NetworkRunner):
             "decoder_input_ids": prompt,
         }
 
-    def _obey(self, options: GenerationOptions, rules: DecodeRules) -> Any:
+    def _obey(self, options: SearchOptions, rules: DecodeRules) -> Any:
         """Our rules as a processor of logits ``(rows, V)`` after the token ids ``(rows, T)``."""
         apply_rules = LogitsRules(options, rules, self.device)
 

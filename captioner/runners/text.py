@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import OptionsError
-from captioner.generation import DecodeRules, GenerationOptions, Hypothesis, check_positions
+from captioner.generation import DecodeRules, Hypothesis, SearchOptions, check_positions
 from captioner.image import ImageProcessor
 from captioner.runners.base import PreparedImage, WrittenCaption
 from captioner.tokenizer import CaptionTokenizer, TokenSpan
@@ -16,7 +16,7 @@ from captioner.tokenizer import CaptionTokenizer, TokenSpan
 __all__ = ["decode_rules", "normalized", "prompt_of", "written"]
 
 
-def decode_rules(tokenizer: CaptionTokenizer, options: GenerationOptions, positions: int) -> DecodeRules:
+def decode_rules(tokenizer: CaptionTokenizer, options: SearchOptions, positions: int) -> DecodeRules:
     """The token ids of what the options say in words.
 
     Args:

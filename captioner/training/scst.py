@@ -17,7 +17,7 @@ from torch import Tensor
 from captioner.coco import CocoCaptions
 from captioner.errors import DataError
 from captioner.evaluation.metrics import CiderScorer
-from captioner.generation import DecodeRules, GenerationOptions, generate
+from captioner.generation import DecodeRules, SearchOptions, generate
 from captioner.model import CaptionModel
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import IGNORE, Batch
@@ -138,7 +138,7 @@ class SelfCritic:
         return (advantage[:, :, None].expand(known.shape)[known] * nll).mean()
 
     def _search(self, model: CaptionModel, region_tokens: Tensor) -> list[list[tuple[int, ...]]]:
-        options = GenerationOptions(
+        options = SearchOptions(
             num_beams=self.num_beams, alternatives=self.num_beams - 1, max_length=self.max_words + 1
         )
         with torch.no_grad():

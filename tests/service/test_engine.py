@@ -12,12 +12,12 @@ import pytest
 from images import draw_noise, encode
 from standins import Crashing, Held, Recording, SmallMemory, names
 
-from captioner import GenerationOptions, ImageTypeError, OptionsError, PreparedImage, StreamEvent
+from captioner import ImageTypeError, OptionsError, PreparedImage, SearchOptions, StreamEvent
 from service.engine import DeadlineError, Engine, InferenceError, NotReadyError, QueueFullError, Upload
 from service.metrics import Metrics
 
-OPTIONS = GenerationOptions(num_beams=2, max_length=6)
-GREEDY = GenerationOptions(num_beams=1, max_length=6)
+OPTIONS = SearchOptions(num_beams=2, max_length=6)
+GREEDY = SearchOptions(num_beams=1, max_length=6)
 
 
 def upload(name: str = "a") -> Upload:
@@ -267,7 +267,7 @@ def test_the_end_waits_for_what_was_accepted():
     run(test())
 
 
-async def collect(engine: Engine, name: str, options: GenerationOptions = OPTIONS) -> list[StreamEvent]:
+async def collect(engine: Engine, name: str, options: SearchOptions = OPTIONS) -> list[StreamEvent]:
     return [event async for event in engine.stream(upload(name), options)]
 
 
