@@ -6,7 +6,6 @@ keep the activations below its first trainable stage and never compute them agai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captioner.convolution import SameConv2d
 from captioner.linear import Linear
 
 __all__ = [
@@ -65,18 +65,6 @@ class Backbone(nn.Module):
         raise NotImplementedError  # pragma: no cover - abstract
 
 
-class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: of an odd padding, right and bottom get the surplus."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        k, s = self.kernel_size[0], self.stride[0]
-        if s == 1:
-            return F.conv2d(x, self.weight, self.bias, 1, k // 2, 1, self.groups)
-        pad_h, pad_w = (max((math.ceil(size / s) - 1) * s + k - size, 0) for size in x.shape[-2:])
-        x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return F.conv2d(x, self.weight, self.bias, s, 0, 1, self.groups)
-
-
 class InvertedResidual(nn.Module):
     """MobileNetV2's block (Sandler et al. 2018): widen, filter each channel, narrow without an activation."""
 
@@ -89,9 +77,9 @@ class InvertedResidual(nn.Module):
         self.skip = stride == 1 and width_in == width_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.skip else y
+        y = x if self.expand is None else self.expand(x, relu6=True)
+        out: Tensor = self.project(self.depthwise(y, relu6=True), skip=x if self.skip else None)
+        return out
 
 
 class EfficientNetLite(Backbone):
@@ -133,9 +121,9 @@ class EfficientNetLite(Backbone):
         x = x.contiguous(memory_format=torch.channels_last)
         for stage in range(start, stop):
             if stage == 0:
-                x = F.relu6(self.stem(x))
+                x = self.stem(x, relu6=True)
             elif stage == self.num_stages - 1:
-                x = F.relu6(self.head(x))
+                x = self.head(x, relu6=True)
             else:
                 x = self.groups[stage - 1](x)
         return x

@@ -28,6 +28,7 @@ ORDER = [
     "image",
     "tokenizer",
     "linear",
+    "convolution",
     "memory",
     "vision",
     "decoder",

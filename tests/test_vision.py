@@ -9,14 +9,12 @@ from types import ModuleType
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 
 from captioner.training.initial import EFFICIENTNET_LITE2
 from captioner.vision import (
     Backbone,
     BackboneConfig,
     EfficientNetLite,
-    SameConv2d,
     VisionTransformer,
     build_backbone,
 )
@@ -66,15 +64,6 @@ def test_efficientnet_lite_is_timms_with_batch_norm_folded(size: int):
     expected = reference.forward_features(pixel_values)
     assert expected.std() > 0.1
     torch.testing.assert_close(ours.run(pixel_values), expected, rtol=1e-4, atol=1e-4)
-
-
-@torch.inference_mode()
-def test_same_padding_gives_the_surplus_to_the_right_and_bottom():
-    torch.manual_seed(0)
-    convolution = SameConv2d(1, 1, 3, 2)
-    image = torch.randn(1, 1, 4, 4)
-    expected = F.conv2d(F.pad(image, (0, 1, 0, 1)), convolution.weight, convolution.bias, stride=2)
-    torch.testing.assert_close(convolution(image), expected)
 
 
 @torch.inference_mode()
