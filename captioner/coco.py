@@ -14,7 +14,7 @@ from typing import Any
 
 from captioner.errors import DataError
 
-__all__ = ["CocoCaptions", "CocoImage", "ImageId"]
+__all__ = ["CocoCaptions", "CocoImage", "ImageId", "read_items", "read_json"]
 
 ImageId = int | str
 
@@ -42,10 +42,10 @@ class CocoCaptions:
             DataError: the file cannot be read, is not in the format, gives an id twice, has a caption of an
                 unknown photo or a photo without captions, or names a photo outside the folder of images.
         """
-        data = _read_json(Path(path))
+        data = read_json(Path(path))
         images = tuple(
             CocoImage(_image_id(item, "id", where), _file_name(item, where))
-            for item, where in _items(data, "images", path)
+            for item, where in read_items(data, "images", path)
         )
         captions: dict[ImageId, list[str]] = {}
         for number, image in enumerate(images):
@@ -54,7 +54,7 @@ class CocoCaptions:
                     f"{path}: images[{number}]: id {image.id!r} is there twice: give each photo its own"
                 )
             captions[image.id] = []
-        for item, where in _items(data, "annotations", path):
+        for item, where in read_items(data, "annotations", path):
             image_id = _image_id(item, "image_id", where)
             if image_id not in captions:
                 raise DataError(
@@ -73,27 +73,26 @@ class CocoCaptions:
         return ((image.file_name, self.captions[image.id]) for image in self.images)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises DataError if there is none."""
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON ({error}): give a file in the COCO captions format") from None
+        raise DataError(f"{path}: is not JSON ({error}): give a file in the COCO format") from None
     if not isinstance(data, dict):
-        raise DataError(f"{path}: is not a JSON object: give a file in the COCO captions format")
+        raise DataError(f"{path}: is not a JSON object: give a file in the COCO format")
     return data
 
 
-def _items(
+def read_items(
     data: dict[str, Any], key: str, path: str | os.PathLike[str]
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects under ``key``, each with where it stands in the file."""
+    """The objects under ``key``, each with where it stands in the file. Raises DataError for others."""
     items = data.get(key)
     if not isinstance(items, list) or not items:
-        raise DataError(
-            f"{path}: {key!r} must be a list with at least one entry, as in the COCO captions format"
-        )
+        raise DataError(f"{path}: {key!r} must be a list with at least one entry, as in the COCO format")
     for number, item in enumerate(items):
         where = f"{path}: {key}[{number}]"
         if not isinstance(item, dict):

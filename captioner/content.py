@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["COLOURS", "FUNCTION_WORDS", "PEOPLE", "content_words", "words_of"]
+__all__ = ["COLOURS", "FUNCTION_WORDS", "PEOPLE", "content_words", "word_set", "words_of"]
 
 
-def _set_of(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list, which stand between spaces."""
     return frozenset(text.split())
 
 
-FUNCTION_WORDS = _set_of(
+FUNCTION_WORDS = word_set(
     """
 a an the this that these those some any each every all both another other others one
 i me my we us our you your he him his himself she her hers herself it its itself they them their
@@ -29,14 +30,14 @@ very too also just only more most such
 like. All other words are content words, numbers among them.
 """
 
-COLOURS = _set_of(
+COLOURS = word_set(
     """
 black white red blue green yellow orange pink purple brown gray grey tan beige gold golden silver violet
 turquoise maroon navy teal khaki blond blonde brunette
 """
 )
 
-PEOPLE = _set_of(
+PEOPLE = word_set(
     """
 person persons people man men woman women boy boys girl girls child children kid kids baby babies toddler
 toddlers infant infants lady ladies guy guys gentleman gentlemen male males female females adult adults

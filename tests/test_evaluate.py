@@ -14,6 +14,7 @@ from captioner import Captioner, DataError, GenerationOptions, OptionsError
 from captioner.checkpoint import save_checkpoint
 from captioner.cli import main
 from captioner.coco import CocoCaptions
+from captioner.content import content_words
 from captioner.evaluation.evaluate import EvaluationResult, evaluate
 from captioner.evaluation.metrics import score
 
@@ -198,6 +199,32 @@ def test_the_command_draws_how_far_confidences_can_be_believed(
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == "captioner: a reliability diagram is a .png file: 'plot.pdf' is not\n"
+
+
+def test_the_command_plays_the_pointing_game(
+    command: list[str],
+    model: Captioner,
+    photos: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    """With every word of a caption an object that fills its photo, each word hits."""
+    said = model.caption(photos[:1], GenerationOptions(num_beams=1))[0].words
+    names = sorted({word.text for word in said if content_words(word.text)})
+    assert names
+    objects = {
+        "images": [{"id": 1, "file_name": photos[0].name, "width": 60, "height": 50}],
+        "annotations": [
+            {"image_id": 1, "category_id": number, "bbox": [0, 0, 60, 50]} for number in range(len(names))
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+    }
+    boxes = tmp_path / "instances.json"
+    boxes.write_text(json.dumps(objects))
+    assert main([*command, "--json", "--beams", "1", "--limit", "1", "--boxes", str(boxes)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["pointing_nouns"] == sum(word.text in names for word in said)
+    assert data["pointing_hit"] == data["pointing_centre"] == data["pointing_random"] == 100
 
 
 def test_the_command_names_bad_photos_and_fails(

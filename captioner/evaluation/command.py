@@ -47,22 +47,35 @@ def evaluate(
             metavar="FILE.png", help="Draw how often words and captions of each confidence are right."
         ),
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="COCO_INSTANCES.json", help="Boxes of objects: does attention point at what a noun names?"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a model's captions: BLEU, ROUGE-L, CIDEr, METEOR where there is Java, what is right, images/s.
 
     Right is a content word that some reference of the photograph says, and a caption all of whose content
     words are; people are invented where a caption has a person and no reference has. ECE, Brier score and
-    AUROC tell how far confidences can be believed.
+    AUROC tell how far confidences can be believed. With --boxes, attention plays the pointing game: how often
+    is it strongest inside an object that the word names, beside the photo's centre and a cell at random.
     """
     from captioner.coco import CocoCaptions
     from captioner.evaluation.evaluate import evaluate as run
+    from captioner.evaluation.pointing import ObjectBoxes
     from captioner.evaluation.reliability import check_plot_path
 
     if plot is not None:
         check_plot_path(plot)
     coco = CocoCaptions.from_file(captions)
+    objects = None if boxes is None else ObjectBoxes.from_file(boxes)
     captioner = ctx.obj(model, device=device, dtype=dtype)
+    if objects is not None and captioner.lacks.attention:
+        raise OptionsError(
+            f"--boxes needs attention, which {model} has not, since {captioner.lacks.attention}"
+        )
     with _bar() as progress:
         result = run(
             captioner,
@@ -71,6 +84,7 @@ def evaluate(
             options=GenerationOptions(num_beams=num_beams),
             limit=limit,
             batch_size=batch_size,
+            boxes=objects,
             progress=progress,
         )
     if predictions is not None:
@@ -147,6 +161,10 @@ _TITLES = {
     "caption_brier": ("Brier score of captions", ".3f"),
     "caption_auroc": ("AUROC of captions", ".3f"),
     "rank_correlation": ("rank correlation of confidence", ".3f"),
+    "pointing_nouns": ("nouns that name an object", "d"),
+    "pointing_hit": ("pointing game: attention %", ".1f"),
+    "pointing_centre": ("pointing game: centre %", ".1f"),
+    "pointing_random": ("pointing game: random cell %", ".1f"),
     "images": ("images", "d"),
     "images_per_second": ("images/s", ".1f"),
 }
