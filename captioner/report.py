@@ -7,6 +7,7 @@ figure of it while it is near the window, so that thousands of photographs cost 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from captioner.caption import Caption
-from captioner.errors import ImageError, OptionsError
+from captioner.errors import DataError, ImageError, OptionsError
 from captioner.figure import draw_figure, read_page
 from captioner.image import ImageSource, decode_image
 
@@ -27,6 +28,9 @@ Entry: TypeAlias = tuple[ImageSource | Callable[[], ImageSource], Mapping[str, A
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 320, 72
 CHUNK = 64
 SPLIT = "<!-- photographs -->"
+TITLE = b"<title>Photographs and their captions</title>"
+ROOM = 1 << 20
+"""Bytes that a disk must have room for before the work begins."""
 
 FAILED = """\
 <figure class="failed">
@@ -40,16 +44,39 @@ FAILED = """\
 
 
 def check_report_path(path: str | os.PathLike[str]) -> None:
-    """Say before the work what :func:`write_report` would say after it.
+    """Say before the work what :func:`write_report` would say after it, and more.
 
     Raises:
         OptionsError: the suffix is not .html or .htm, or the folder does not exist.
+        DataError: the page cannot be written there, as on a full or read-only disk, or another one is there.
     """
     path = Path(path)
+    _check_name(path)
+    part = _part(path)
+    try:
+        if path.exists():
+            with path.open("rb") as page:
+                is_ours = TITLE in page.read(4096)
+            if not is_ours:
+                raise DataError(f"{path} is another page, which the report would replace: give another name")
+        try:
+            part.write_bytes(bytes(ROOM))
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: the report cannot be written: {error.strerror}") from error
+
+
+def _check_name(path: Path) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise OptionsError(f"a report is an .html file: {path.name!r} is not")
     if not path.absolute().parent.is_dir():
         raise OptionsError(f"the report's folder does not exist; make it first: {path.parent}")
+
+
+def _part(path: Path) -> Path:
+    """Where a page is until it is whole."""
+    return path.with_name(f".captioner-{zlib.crc32(os.fsencode(path.name)):08x}.tmp")
 
 
 def write_report(path: str | os.PathLike[str], entries: Iterable[Entry]) -> int:
@@ -70,9 +97,9 @@ def write_report(path: str | os.PathLike[str], entries: Iterable[Entry]) -> int:
         OptionsError: another suffix, or no such folder.
         OSError: the page cannot be written.
     """
-    check_report_path(path)
+    _check_name(Path(path))
     head, tail = read_page("report.html").split(SPLIT)
-    part, count, source = Path(f"{os.fspath(path)}.part"), 0, iter(entries)
+    part, count, source = _part(Path(path)), 0, iter(entries)
     try:
         with (
             part.open("w", encoding="utf-8", errors="backslashreplace") as page,

@@ -18,15 +18,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeCaptioner
+from full_disk import largest_file
 from images import draw_noise
 from rich.console import Console
 from typer.main import get_command
 
 from captioner import GenerationOptions, OptionsError, SearchOptions
+from captioner.batch.counts import Counts
 from captioner.batch.items import Item
 from captioner.batch.progress import ProgressReport
-from captioner.batch.run import Counts
 from captioner.cli import app, main
+from captioner.image import ImageSource, Photo
 
 
 @pytest.fixture
@@ -64,7 +66,9 @@ def test_a_library_into_json_lines(library: Path, tmp_path: Path, capsys: pytest
     said = summary(capsys)
     assert said.pop("seconds") >= 0
     assert said.pop("images_per_second") > 0
-    assert said == {"finished": True, "captioned": 5, "failed": 1, "already": 0, "errors": {"type": 1}}
+    left_alone = {"changed": 0, "made_otherwise": {}, "sidecars": {"written": 0, "left": {}}, "left_out": {}}
+    counts = {"finished": True, "captioned": 5, "failed": 1, "already": 0, "errors": {"type": 1}}
+    assert said == counts | left_alone
 
 
 def test_the_exit_status_is_0_when_all_went_well(library: Path, tmp_path: Path):
@@ -76,11 +80,17 @@ def test_an_error_of_an_earlier_run_still_counts_until_it_is_retried(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     argv = [library, "-o", tmp_path / "o.jsonl"]
+
+    class Mended(FakeCaptioner):
+        """Reads the photograph that the other one cannot, from the same bytes."""
+
+        def prepare(self, image: ImageSource, *, name: str | None = None) -> Photo:
+            return super().prepare(library / "0.png", name=name)
+
     assert [run(*argv), run(*argv)] == [1, 1]
-    draw_noise(69, 50).save(library / "9.png")
-    assert run(*argv) == 1
+    assert run(*argv, fake=Mended()) == 1
     assert summary(capsys)["errors"] == {"type": 1}
-    assert run(*argv, "--retry-errors") == 0
+    assert run(*argv, "--retry-errors", fake=Mended()) == 0
     assert summary(capsys)["captioned"] == 1
     assert not any("error" in record for record in records(tmp_path / "o.jsonl"))
 
@@ -157,7 +167,7 @@ def test_sidecars(library: Path, tmp_path: Path, kind: str, name: str):
     assert text.count("a photo 60 wide and 50 high") == 2
     assert text.count("see a photo") == 1
     assert run(*argv, "-o", tmp_path / "c.jsonl", "--sidecar-name", "full") == 0
-    assert (library / f"0.png.{kind}").is_file()
+    assert (library / f"0.png.{kind}").is_file() == (kind != "xmp"), "a second XMP would hide the first one"
 
 
 def test_a_report_shows_all_photographs(library: Path, tmp_path: Path):
@@ -206,11 +216,115 @@ def test_nothing_to_caption_is_an_error(tmp_path: Path, capsys: pytest.CaptureFi
         ["--report", "report.pdf"],
         ["--report", "none/report.html"],
         ["--beams", "4", "--alternatives", "9"],
+        ["--excel"],
+        ["--report", "o.jsonl.html", "-o", "o.jsonl.html"],
+        ["--prefix", "x"],
+        ["--sidecar", "xmp", "--suffix", "x"],
+        ["--sidecar", "txt", "--template", "a photo"],
+        ["--sidecar", "txt", "--prefix", "two\nlines"],
     ],
 )
 def test_wrong_usage(library: Path, tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]):
     assert run(library, "-o", tmp_path / "o.jsonl", *wrong) == 2
     assert capsys.readouterr().err
+
+
+def test_a_second_run_says_what_it_leaves_alone_and_which_option_does_otherwise(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = [library / "?.png", "--exclude", "9.*", "-o", tmp_path / "o.jsonl", "--sidecar", "txt"]
+    assert run(*argv) == 0
+    (library / "0.txt").write_text("mine")
+    draw_noise(99, 50).save(library / "1.png")
+    (library / "@eaDir").mkdir()
+    capsys.readouterr()
+    assert run(*argv, library, "--recursive", "--prompt", "see") == 0
+    *said, last = capsys.readouterr().err.splitlines()
+    assert said == [
+        "captioner: photographs captioned anew since their files had changed: 1",
+        'captioner: captions left that were made otherwise (prompt "", now "see"): 3; '
+        "--update makes them anew",
+        "captioner: sidecars not written: 1, since what is there has a text already, as for "
+        f"{library}/0.png; --existing overwrite or append writes them all the same",
+        "captioner: not looked into: 1 × @eaDir; --all-files takes them too",
+    ]
+    found = json.loads(last)
+    assert [found["changed"], found["made_otherwise"]] == [1, {'prompt "", now "see"': 3}]
+    assert [found["sidecars"], found["left_out"]] == [
+        {"written": 2, "left": {"has a text already": 1}},
+        {"@eaDir": 1},
+    ]
+    assert run(*argv, "--prompt", "see", "--update", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    captions = [record["caption"] for record in records(tmp_path / "o.jsonl")]
+    assert len(captions) == 5
+    assert all(caption.startswith("see ") for caption in captions)
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.parquet"])
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_a_run_that_has_nothing_to_do_leaves_nothing_behind(
+    tmp_path: Path, name: str, existing: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "empty" / "#recycle").mkdir(parents=True)
+    fake = FakeCaptioner()
+    argv = [tmp_path / "empty", "-r", "-o", tmp_path / name, "--existing", existing, "--report"]
+    assert run(*argv, tmp_path / "o.html", fake=fake) == 1
+    assert "--all-files takes hidden files" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_run_that_was_complete_leaves_no_lock(library: Path, tmp_path: Path):
+    for _ in range(2):
+        run(library, "-o", tmp_path / "o.jsonl")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["library", "o.jsonl"]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fake = FakeCaptioner()
+    argv = [library, "-o", tmp_path / "o.jsonl", "--report", tmp_path / "o.html"]
+    with largest_file(100_000):
+        assert run(*argv, fake=fake) == 1
+    assert "the report cannot be written: File too large" in capsys.readouterr().err
+    (tmp_path / "o.html").write_text("<title>my page</title>")
+    assert run(*argv, fake=fake) == 1
+    assert "is another page" in capsys.readouterr().err
+    assert (tmp_path / "o.html").read_text() == "<title>my page</title>"
+    assert fake.batches == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["library", "o.html"]
+    (tmp_path / "o.html").unlink()
+    assert [run(*argv), run(*argv)] == [1, 1], "a report of ours is replaced"
+    assert "another page" not in capsys.readouterr().err
+
+
+def test_a_list_with_a_line_that_is_not_read(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "list.txt").write_text(f"{library}/0.png\nhttps://example.org/b.jpg\n{library}/1.png\n")
+    assert run(tmp_path / "list.txt", "-o", tmp_path / "o.jsonl", "--sidecar", "txt") == 1
+    found = records(tmp_path / "o.jsonl")
+    assert ["caption" in record for record in found] == [True, False, True]
+    assert found[1]["file"] == "https://example.org/b.jpg"
+    assert summary(capsys)["errors"] == {"unreadable": 1}
+
+
+def test_text_sidecars_as_trainers_want_them(library: Path, tmp_path: Path):
+    argv = [library / "0.png", "-o", tmp_path / "o.jsonl", "--sidecar", "caption"]
+    assert run(*argv, "--prefix", "ohwx woman, ", "--suffix", ", photo") == 0
+    assert (library / "0.caption").read_text() == "ohwx woman, a photo 60 wide and 50 high, photo\n"
+    argv[-1] = "txt"
+    assert run(*argv, "--template", "[{caption}]") == 0
+    assert (library / "0.txt").read_text() == "[a photo 60 wide and 50 high]\n"
+    assert records(tmp_path / "o.jsonl")[0]["caption"] == "a photo 60 wide and 50 high"
+    assert run(library / "*", "-r", "--exclude", "9.png", "-o", tmp_path / "p.jsonl") == 0
+
+
+def test_excel(library: Path, tmp_path: Path):
+    assert run(library / "0.png", "-o", tmp_path / "o.csv", "--excel", "--prompt", "=see") == 0
+    assert (tmp_path / "o.csv").read_text(encoding="utf-8-sig").count("'=see a photo 60") == 1
+    assert (tmp_path / "o.csv").read_bytes().startswith(b"\xef\xbb\xbf")
 
 
 def test_an_output_is_required(library: Path):
@@ -227,7 +341,9 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from fakes import FakeCaptioner
+from full_disk import largest_file
 from captioner.cli import app, main
+from captioner.image import ImageSource, Photo
 class Slow(FakeCaptioner):
     def caption_prepared(self, images, options):
         time.sleep(0.2)

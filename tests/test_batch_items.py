@@ -7,13 +7,14 @@ import os
 import random
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from images import draw_scene, encode
 
 from captioner import ImageError
-from captioner.batch.items import Item, find_items, read_list
+from captioner.batch.items import Item, find_items, identity, read_list
 from captioner.image import decode_image
 
 JPEG = encode(draw_scene(), "JPEG")
@@ -116,6 +117,106 @@ def test_exclude_by_name_and_by_path(library: Path):
         f"{library}/b.jpg",
     ]
     assert f"{library}/sub/c.jpg" not in keys(library, recursive=True, exclude=["*/sub/*.jpg"])
+
+
+NAS = ["up.JPG", "@eaDir/up.JPG/SYNOPHOTO_THUMB_XL.jpg", "#recycle/old.jpg", "a/$Recycle.Bin/b.jpg"]
+NAS += [".thumbnails/c.jpg", ".Trash-1000/files/d.jpg", ".git/e.jpg", "a/._up.jpg", "a/@Recycle.jpg"]
+
+
+@pytest.fixture
+def nas(tmp_path: Path) -> Path:
+    """Two photographs among the thumbnails and bins of several programs."""
+    for name in NAS:
+        (tmp_path / "nas" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nas" / name).write_bytes(JPEG)
+    return tmp_path / "nas"
+
+
+def test_thumbnails_and_bins_are_left_out_and_counted(nas: Path):
+    left_out: Counter[str] = Counter()
+    found = keys(nas, recursive=True, left_out=left_out)
+    assert found == [f"{nas}/a/@Recycle.jpg", f"{nas}/up.JPG"]
+    kinds = ["@eaDir", "#recycle", "$RECYCLE.BIN", ".thumbnails", ".Trash*"]
+    assert left_out == {**dict.fromkeys(kinds, 1), "hidden": 2}
+    everything = keys(nas, recursive=True, all_files=True, left_out=left_out)
+    assert sorted(everything) == sorted(f"{nas}/{name}" for name in NAS)
+
+
+def test_a_glob_leaves_out_what_it_does_not_name(nas: Path):
+    assert keys(f"{nas}/**/*.jpg") == [f"{nas}/a/@Recycle.jpg"]
+    assert keys(f"{nas}/**/#recycle/*.jpg") == [f"{nas}/#recycle/old.jpg"]
+    assert f"{nas}/.git/e.jpg" in keys(f"{nas}/**/*.jpg", all_files=True)
+
+
+def test_a_bin_that_the_shells_star_names_is_left_out_and_what_is_in_it_can_be_named(nas: Path):
+    assert keys(*sorted(nas.glob("*")), recursive=True) == [
+        f"{nas}/.Trash-1000/files/d.jpg",
+        f"{nas}/.git/e.jpg",
+        f"{nas}/.thumbnails/c.jpg",
+        f"{nas}/a/@Recycle.jpg",
+        f"{nas}/up.JPG",
+    ]
+    assert keys(nas / "#recycle" / "old.jpg", nas / "@eaDir" / "up.JPG") == [
+        f"{nas}/#recycle/old.jpg",
+        f"{nas}/@eaDir/up.JPG/SYNOPHOTO_THUMB_XL.jpg",
+    ]
+
+
+def test_a_shards_bins_are_left_out(nas: Path, tmp_path: Path):
+    shard = make_shard(tmp_path / "nas.tar", {f"./{name}": JPEG for name in NAS})
+    assert keys(shard) == [f"{shard}!./up.JPG", f"{shard}!./a/@Recycle.jpg"]
+    assert len(keys(shard, all_files=True)) == len(NAS)
+
+
+def test_a_photograph_comes_once_however_it_is_spelled(library: Path, monkeypatch: pytest.MonkeyPatch):
+    (library.parent / "link").symlink_to(library)
+    monkeypatch.chdir(library.parent)
+    assert keys("library/b.jpg", "./library", library, "library/sub/../b.jpg", "link/b.jpg") == [
+        "library/b.jpg",
+        "./library/Z.webp",
+        "./library/a.PNG",
+    ]
+
+
+def test_an_identity_is_a_path_without_links_to_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").symlink_to("b.jpg")  # a photograph of its own, as before
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    names = ["photos/a.jpg", "./photos/a.jpg", "link/a.jpg", "photos//a.jpg", f"{tmp_path}/photos/a.jpg"]
+    assert {identity(name) for name in names} == {f"{tmp_path}/photos/a.jpg"}
+    assert identity("photos/b\n") == f"{tmp_path}/photos/b\n"
+    assert identity("link/S.TAR!../a.jpg") == f"{tmp_path}/photos/S.TAR!../a.jpg"
+    assert identity("s3://bucket//a.jpg") == "s3://bucket//a.jpg"
+    monkeypatch.chdir("photos")
+    assert identity("a.jpg") == f"{tmp_path}/photos/a.jpg"
+
+
+def test_a_line_of_a_list_that_cannot_be_read_is_an_item_with_a_problem(library: Path, tmp_path: Path):
+    text = f"{library}/b.jpg\nhttps://example.org/b\n{library}/b.xmp\n{library}/sub\n".encode()
+    (tmp_path / "list.txt").write_bytes(text)
+    for items in (find_items([str(tmp_path / "list.txt")]), find_items(["-"], stdin=text)):
+        good, bad, other = items
+        assert [good.key, other.key] == [f"{library}/b.jpg", f"{library}/sub/c.jpg"]
+        assert bad.key == "https://example.org/b"
+        assert "https://example.org cannot be read: s3, gs" in bad.problem
+        assert "download it first" in bad.problem
+    with pytest.raises(ImageError, match=r"https://example\.org cannot be read: s3, gs"):
+        Item("https://example.org/b.jpg", "https://example.org/b.jpg").source()
+
+
+def test_a_version_tells_that_a_file_has_changed(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    item = Item("a.jpg", str(tmp_path / "a.jpg"))
+    before = item.version()
+    os.utime(item.path, (1, 1.5))
+    assert before != item.version() == (len(JPEG), 1.5)
+    (tmp_path / "a.jpg").unlink()
+    assert item.version() is None
+    shard = make_shard(tmp_path / "s.tar", {"0.jpg": JPEG})
+    (member,) = find_items([str(shard)])
+    assert member.version() == (len(JPEG), 0.0)
+    assert Item("s3://b/a.jpg", "s3://b/a.jpg").version() is None
 
 
 def make_shard(path: Path, members: dict[str, bytes]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -57,6 +58,27 @@ def test_killed_with_sidecars_duplicates_and_a_table(folder: Path, undisturbed: 
         if path.exists():
             original = first.setdefault(path.read_bytes(), row["file"])
             assert (row["duplicate_of"] or row["file"]) == original
+    assert not list(folder.rglob(".*.tmp"))
     texts = {row["file"][:-4] + ".txt": row["caption"] + "\n" for row in rows if row["caption"]}
     made = {path for path in (folder / "library").rglob("*") if path.is_file()} - files
     assert {str(path): path.read_text() for path in made} == texts
+
+
+def test_killed_while_captions_and_sidecars_are_brought_up_to_date(folder: Path, undisturbed: Job):
+    """Other options, and sidecars from records: one record a photograph, and each sidecar says the same."""
+    job = Job(folder, "updated.jsonl", ["--sidecar", "json"])
+    job.run()
+    job.argv += ["--update", "--max-length", "5"]
+    assert job.kill_at_random(3, 2 * job.records.stat().st_size) >= 1
+    summary = job.run()
+    assert summary["made_otherwise"] == {}
+    found = read_records(job.records)
+    assert [record["file"] for record in found] == [
+        record["file"] for record in read_records(undisturbed.records)
+    ]
+    for record in found:
+        if "caption" in record:
+            assert record["made_with"]["max_length"] == 5
+            sidecar = Path(record["file"]).with_suffix(".json")
+            assert differences(json.loads(sidecar.read_text(encoding="utf-8")), record) == []
+    assert not list(folder.rglob(".*.tmp"))

@@ -58,7 +58,8 @@ def test_records_are_found_again_by_the_next_run(path: Path):
     write(path, good("a.jpg"), bad("b.jpg"), good("c\n.jpg"))
     with RecordLog(path) as log:
         assert ["a.jpg" in log, "b.jpg" in log, "c\n.jpg" in log, "d.jpg" in log] == [True, True, True, False]
-        assert [log.failed("a.jpg"), log.failed("b.jpg")] == [False, True]
+        entries = [log.entry(name) for name in ("a.jpg", "b.jpg", "d.jpg")]
+        assert [entry and entry.failed for entry in entries] == [False, True, None]
         assert log["c\n.jpg"] == good("c\n.jpg")
         assert [record["file"] for record in log] == ["a.jpg", "b.jpg", "c\n.jpg"]
         log.append(good("d.jpg"))
@@ -104,7 +105,15 @@ def test_a_long_line_that_was_cut_off_is_found(path: Path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"\xff\xd8\xff\xe0 a photograph", b"file,caption\n", b'{"no": "file"}\n', b"{\n}\n", b"[1]\n", b"\n"],
+    [
+        b"\xff\xd8\xff\xe0 a photograph",
+        b"file,caption\n",
+        b'{"no": "file"}\n',
+        b'{"file": "a.jpg", "text": "theirs"}\n',
+        b"{\n}\n",
+        b"[1]\n",
+        b"\n",
+    ],
 )
 @pytest.mark.parametrize("existing", ["skip", "append"])
 def test_a_file_of_something_else_is_refused_and_not_touched(path: Path, content: bytes, existing: Any):
@@ -188,7 +197,7 @@ def test_what_is_to_replace_records_does_so_in_one_step_and_goes_on_after_a_kill
         assert log.in_place
         assert [record["file"] for record in log][-2:] == ["a.jpg", "b.jpg"]
     assert lines(path) == [*before, good("a.jpg", caption="new"), good("b.jpg")]
-    assert sorted(file.name for file in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_digests_of_records_that_stand(path: Path):
@@ -222,6 +231,66 @@ def test_a_full_disk_while_finishing_leaves_what_there_was(path: Path):
     assert lines(path) == [good("0.jpg"), *records[1:]]
 
 
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_a_run_that_writes_nothing_leaves_nothing(path: Path, existing: Any):
+    RecordLog(path, existing=existing).close()
+    assert list(path.parent.iterdir()) == []
+    path.touch()
+    RecordLog(path).close()
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "it was there before"
+
+
+def test_the_lock_of_a_killed_run_is_no_obstacle_and_a_refused_run_does_not_take_it_away(path: Path):
+    lock = path.with_name(f".{path.name}.lock")
+    lock.touch()
+    with RecordLog(path) as log:
+        with pytest.raises(DataError, match="another run"):
+            RecordLog(path)
+        assert lock.exists()
+        log.append(good("a.jpg"))
+    assert not lock.exists()
+
+
+def test_a_photograph_is_the_same_however_it_is_spelled(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(path.parent)
+    write(path, good("photos/a.jpg"), good("./photos/a.jpg", caption="new"), good("photos/b.jpg"))
+    with RecordLog(path) as log:
+        assert len(log) == 2
+        for name in ("photos/a.jpg", "./photos/a.jpg", f"{path.parent}/photos/a.jpg"):
+            assert log[name]["caption"] == "new"
+        log.outdate("./photos/a.jpg")
+        assert "photos/a.jpg" not in log
+    assert [record["file"] for record in lines(path)] == ["./photos/a.jpg", "photos/b.jpg"]
+
+
+def test_a_record_tells_which_folder_its_path_was_relative_to(path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("x", "y"):
+        (path.parent / name).mkdir()
+        (path.parent / name / "a.jpg").touch()
+    photo = {"bytes": 0, "modified": 1.0, "folder": str(path.parent / "x")}
+    write(path, good("a.jpg", photo=photo))
+    for folder, there in (("x", "a.jpg"), ("y", "../x/a.jpg"), (".", "x/a.jpg")):
+        monkeypatch.chdir(path.parent / folder)
+        with RecordLog(path) as log:
+            assert there in log
+            entry = log.entry(there)
+            assert entry is not None
+            assert entry.version == (0, 1.0)
+    monkeypatch.chdir(path.parent / "y")
+    with RecordLog(path) as log:
+        assert "a.jpg" not in log
+    (path.parent / "x" / "a.jpg").unlink()  # the library has moved from x to y
+    with RecordLog(path) as log:
+        assert "a.jpg" in log
+
+
+def test_a_caption_whose_sidecar_failed_is_not_made_again(path: Path):
+    sidecar = {"error": "its sidecar cannot be written", "error_kind": "sidecar"}
+    write(path, good("a.jpg") | sidecar, bad("b.jpg"))
+    with RecordLog(path, retry_errors=True) as log:
+        assert ["a.jpg" in log, "b.jpg" in log] == [True, False]
+
+
 def test_where_nothing_can_be_written_is_said(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="cannot be written: Is a directory"):
@@ -229,6 +298,13 @@ def test_where_nothing_can_be_written_is_said(tmp_path: Path):
     with pytest.raises(DataError, match="folder does not exist"):
         RecordLog(tmp_path / "none" / "captions.jsonl")
     assert not (tmp_path / "none").exists()
+
+
+def test_replacing_needs_no_longer_a_name_than_fits(tmp_path: Path):
+    target = tmp_path / ("n" * 255)
+    with replacing(target) as file:
+        file.write(b"new")
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
 def test_replacing_is_all_or_nothing_and_keeps_mode_and_link(tmp_path: Path):

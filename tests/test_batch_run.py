@@ -19,14 +19,15 @@ from full_disk import largest_file
 from images import draw_noise
 
 from captioner import DataError, GenerationOptions
+from captioner.batch.counts import Counts
 from captioner.batch.engine import BatchCaptioner
 from captioner.batch.export import write_table
 from captioner.batch.items import Item, find_items
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
 from captioner.batch.records import Record
-from captioner.batch.run import Counts, run_batch
-from captioner.batch.sidecars import Sidecars
+from captioner.batch.run import run_batch
+from captioner.batch.sidecars import Left, Sidecars
 
 
 class Backwards:
@@ -184,7 +185,7 @@ def test_a_sidecar_that_cannot_be_written_is_an_error_and_the_caption_stays(libr
     assert counts.errors == {"type": 3, "sidecar": 2}
     damaged, folder = records(tmp_path / "o.jsonl")[1:3]
     assert damaged["caption"] == "a photo 61 wide and 50 high"
-    assert damaged["error"].startswith("its sidecar is no XMP")
+    assert damaged["error"].startswith("its sidecar 1.xmp is no XMP")
     assert folder["error"] == "its sidecar cannot be written: Is a directory"
     (library / "a" / "1.xmp").unlink()
     (library / "a" / "2.xmp").rmdir()
@@ -195,10 +196,10 @@ def test_a_sidecar_that_cannot_be_written_is_an_error_and_the_caption_stays(libr
 
 def test_no_room_for_a_sidecar_ends_the_run(library: Path, tmp_path: Path):
     class Full(Sidecars):
-        def write(self, photo: str, record: Record) -> None:
+        def write(self, photo: str, record: Record, *, previous: Record | None = None) -> Left | None:
             if photo.endswith("4.png"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            super().write(photo, record)
+            return super().write(photo, record, previous=previous)
 
     with pytest.raises(DataError, match=r"No space left on device\. The 4 records so far are safe"):
         run(library, tmp_path / "o.jsonl", sidecars=Full("txt"))
@@ -214,6 +215,149 @@ def test_what_the_engine_gave_before_it_failed_is_kept(library: Path, tmp_path: 
     with pytest.raises(DataError, match="is gone"):
         run(library, tmp_path / "o.jsonl", Dying(engine().captioner, batch_size=3))
     assert numbers(tmp_path / "o.jsonl") == [0, 1, 2]
+
+
+def test_a_photograph_has_one_record_however_it_is_spelled(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    folders = ["library", "./library", str(library), "library/../library/"]
+    counts = [run(Path(folder), tmp_path / "o.jsonl") for folder in folders]
+    assert [count.already for count in counts] == [0, 10, 10, 10]
+    monkeypatch.chdir(library)
+    assert run(Path("."), tmp_path / "o.jsonl").already == 10
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+    assert records(tmp_path / "o.jsonl")[0]["file"] == "library/a/0.png"
+
+
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_a_photograph_that_has_changed_is_captioned_anew(library: Path, tmp_path: Path, dedupe: bool):
+    run(library, tmp_path / "o.jsonl", dedupe=dedupe)
+    draw_noise(99, 50).save(library / "a" / "0.png")  # of which 2 and 9 are copies
+    draw_noise(98, 50).save(library / "a" / "3.png")  # which was none, and neither is 7
+    fake = FakeCaptioner()
+    counts = run(library, tmp_path / "o.jsonl", engine(fake), dedupe=dedupe)
+    assert [counts.changed, counts.captioned, counts.already, sum(fake.batches)] == [2, 2, 8, 2]
+    found = {int(Path(record["file"]).stem): record for record in records(tmp_path / "o.jsonl")}
+    assert list(found) == list(range(10))
+    assert [found[0]["caption"], found[3]["caption"]] == [f"a photo {n} wide and 50 high" for n in (99, 98)]
+    assert found[2]["caption"] == found[9]["caption"] == "a photo 60 wide and 50 high"
+    assert run(library, tmp_path / "o.jsonl", dedupe=dedupe).already == 10
+
+
+def test_a_copy_of_what_a_changed_photograph_was_gets_no_caption_of_what_it_is(library: Path, tmp_path: Path):
+    run(library, tmp_path / "o.jsonl", dedupe=True)
+    for name in ("a/00.png", "b/99.png"):  # before and after it
+        shutil.copy(library / "a" / "1.png", library / name)
+    draw_noise(99, 50).save(library / "a" / "1.png")
+    run(library, tmp_path / "o.jsonl", dedupe=True)
+    found = {Path(record["file"]).name: record["caption"] for record in records(tmp_path / "o.jsonl")[-3:]}
+    found |= {Path(r["file"]).name: r["caption"] for r in records(tmp_path / "o.jsonl") if "caption" in r}
+    assert found["1.png"] == "a photo 99 wide and 50 high"
+    assert found["00.png"] == found["99.png"] == "a photo 61 wide and 50 high"
+
+
+ORIGIN = {"model": "fake", "weights": "1", "num_beams": 5}
+
+
+@pytest.mark.parametrize(
+    ("origin", "change"),
+    [
+        (ORIGIN, ""),
+        ({**ORIGIN, "num_beams": 3}, "num_beams 5, now 3"),
+        ({"model": "fake", "weights": "1"}, "num_beams 5, now 3"),  # the usual number
+        ({**ORIGIN, "weights": "2"}, "other weights"),
+        ({**ORIGIN, "model": "renamed"}, ""),
+        ({**ORIGIN, "prompt": "see", "alternatives": 1}, 'prompt "", now "see"; alternatives 0, now 1'),
+    ],
+)
+def test_what_was_made_with_something_else_is_counted_or_made_anew(
+    library: Path, tmp_path: Path, origin: dict[str, Any], change: str
+):
+    run(library, tmp_path / "o.jsonl", origin=ORIGIN)
+    assert records(tmp_path / "o.jsonl")[0]["made_with"] == {"weights": "1", "num_beams": 5}
+    before = (tmp_path / "o.jsonl").read_bytes()
+    counts = run(library, tmp_path / "o.jsonl", origin=origin)
+    assert counts.other_origins == ({change: 7} if change else {})
+    assert [counts.already, (tmp_path / "o.jsonl").read_bytes()] == [10, before]
+    for left in (3, 10):  # what has an error was made with nothing
+        counts = run(library, tmp_path / "o.jsonl", origin=origin, update=True, dedupe=True)
+        assert [counts.already, counts.captioned] == ([left, 10 - left] if change else [10, 0])
+    made = {name: value for name, value in origin.items() if name != "model"}
+    found = [record["made_with"] for record in records(tmp_path / "o.jsonl") if "caption" in record]
+    assert found == [made if change else {"weights": "1", "num_beams": 5}] * 7
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+
+
+def test_records_that_do_not_say_what_made_them_stand(library: Path, tmp_path: Path):
+    run(library, tmp_path / "o.jsonl")
+    counts = run(library, tmp_path / "o.jsonl", origin=ORIGIN, update=True)
+    assert [counts.already, counts.other_origins] == [10, {}]
+
+
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_sidecars_are_written_from_the_records_of_an_earlier_run(library: Path, tmp_path: Path, dedupe: bool):
+    run(library, tmp_path / "o.jsonl", dedupe=dedupe)
+    before, fake = (tmp_path / "o.jsonl").read_bytes(), FakeCaptioner()
+    for written in (7, 0):
+        counts = run(library, tmp_path / "o.jsonl", engine(fake), sidecars=Sidecars("txt"), dedupe=dedupe)
+        assert [counts.already, counts.sidecars, counts.sidecars_left] == [10, written, {}]
+        assert len(list(library.rglob("*.txt"))) == 7
+    assert (library / "a" / "1.txt").read_text() == "a photo 61 wide and 50 high\n"
+    assert [(tmp_path / "o.jsonl").read_bytes(), fake.batches] == [before, []]
+
+
+def test_a_record_says_why_its_sidecar_was_left(library: Path, tmp_path: Path):
+    (library / "a" / "1.txt").write_text("mine")
+    for _ in range(2):
+        counts = run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe=True)
+        assert counts.sidecars_left == {"has a text already": 1}
+        assert records(tmp_path / "o.jsonl")[1]["sidecar"] == "1.txt has a text already"
+        assert (library / "a" / "1.txt").read_text() == "mine"
+    (library / "a" / "1.txt").unlink()
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe=True)
+    assert not any("sidecar" in record for record in records(tmp_path / "o.jsonl"))
+    assert numbers(tmp_path / "o.jsonl") == list(range(10))
+
+
+def test_a_copys_sidecar_is_its_own_affair(library: Path, tmp_path: Path):
+    (library / "a" / "0.xmp").write_bytes(b"<damaged")
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("xmp"), dedupe=True)
+    found = records(tmp_path / "o.jsonl")
+    assert [found[0]["error_kind"], found[2].get("error"), found[9].get("error")] == ["sidecar", None, None]
+
+
+def test_a_sidecar_that_failed_is_written_without_another_caption(library: Path, tmp_path: Path):
+    (library / "a" / "1.xmp").write_bytes(b"<damaged")
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("xmp"))
+    fake = FakeCaptioner()
+    counts = run(library, tmp_path / "o.jsonl", engine(fake), sidecars=Sidecars("xmp"))
+    assert counts.errors == {"type": 3, "sidecar": 1}
+    (library / "a" / "1.xmp").unlink()
+    counts = run(library, tmp_path / "o.jsonl", engine(fake), sidecars=Sidecars("xmp"))
+    assert [counts.errors, counts.sidecars, fake.batches] == [{"type": 3}, 1, []]
+    assert "error" not in records(tmp_path / "o.jsonl")[1]
+
+
+def test_a_changed_photographs_sidecar_changes_too_unless_a_person_wrote_it(library: Path, tmp_path: Path):
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"))
+    (library / "a" / "4.txt").write_text("mine")
+    for number in (1, 4):
+        draw_noise(99, 50).save(library / "a" / f"{number}.png")
+    counts = run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"))
+    assert [counts.changed, counts.sidecars_left] == [2, {"has a text already": 1}]
+    assert (library / "a" / "1.txt").read_text() == "a photo 99 wide and 50 high\n"
+    assert (library / "a" / "4.txt").read_text() == "mine"
+
+
+def test_a_line_of_a_list_that_is_no_photograph_of_ours(library: Path, tmp_path: Path):
+    listed = f"{library}/a/0.png\nhttps://example.org/b.jpg\n{library}/a/1.png\n".encode()
+    with RecordLog(tmp_path / "o.jsonl") as log:
+        counts = run_batch(
+            find_items(["-"], stdin=listed), engine(), log, sidecars=Sidecars("txt"), dedupe=True
+        )
+    assert [counts.captioned, counts.errors] == [2, {"unreadable": 1}]
+    assert records(tmp_path / "o.jsonl")[1]["error"].startswith("https://example.org cannot be read: ")
 
 
 @pytest.fixture
@@ -243,6 +387,21 @@ def test_csv_has_a_row_for_each_record(rich: Path, tmp_path: Path):
         if "caption" in record:
             assert float(row["confidence"]) == record["confidence"]
             assert json.loads(row["alternatives"]) == ["another 0", "another 1"]
+
+
+def test_csv_for_a_spreadsheet_computes_nothing(tmp_path: Path):
+    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", "Käse", "a = b"]
+    rows: list[Record] = [{"file": text, "caption": text, "logprob": -8.1} for text in texts]
+    write_table(tmp_path / "o.csv", rows, "csv", excel=True)
+    data = (tmp_path / "o.csv").read_bytes()
+    assert data.startswith(b"\xef\xbb\xbffile,caption,")
+    with open(tmp_path / "o.csv", encoding="utf-8-sig", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["caption"] for row in found] == [f"'{text}" for text in texts[:5]] + texts[5:]
+    assert [row["file"] for row in found] == [row["caption"] for row in found]
+    assert {row["logprob"] for row in found} == {"-8.1"}
+    write_table(tmp_path / "o.csv", rows, "csv")
+    assert (tmp_path / "o.csv").read_bytes().startswith(b"file,caption,")
 
 
 def test_parquet_has_all_that_the_records_have(rich: Path, tmp_path: Path):

@@ -1,61 +1,45 @@
-"""Captions beside the photographs: names, what is kept, and XMP as ExifTool reads it."""
+"""Captions beside the photographs: their names, and what of other people is kept."""
 
 from __future__ import annotations
 
+import codecs
 import json
-import shutil
-import subprocess
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lxml import etree
+from images import draw_scene, encode
+from metadata import PACKET, exiftool, exiv2, write_exiftool
 
 from captioner import DataError
-from captioner.batch.sidecars import Sidecars
-from captioner.batch.xmp import describe
+from captioner.batch.sidecars import FOREIGN, Sidecars
 
-RECORD = {"file": "dog.jpg", "model": "m", "caption": "a dog & a „Hündin“ <run>", "confidence": 0.4}
-
-LIGHTROOM = b"""\
-<?xml version="1.0" encoding="UTF-8"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="Adobe XMP Core 5.6-c140">
- <!-- kept -->
- <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-  <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
-    xmlns:crs="http://ns.adobe.com/camera-raw-settings/1.0/" xmlns:d="http://purl.org/dc/elements/1.1/"
-    xmp:Rating="4" crs:Exposure2012="+0.35">
-   <d:subject><rdf:Bag><rdf:li>beach</rdf:li><rdf:li>M\xc3\xbcritz</rdf:li></rdf:Bag></d:subject>
-   <crs:ToneCurve><rdf:Seq><rdf:li>0, 0</rdf:li><rdf:li>255, 255</rdf:li></rdf:Seq></crs:ToneCurve>
-   %s
-  </rdf:Description>
-  <rdf:Description rdf:about="" xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/" photoshop:City="Waren"/>
- </rdf:RDF>
-</x:xmpmeta>
-"""
-BOTH = (
-    b'<d:description><rdf:Alt><rdf:li xml:lang="de">ein Hund</rdf:li>'
-    b'<rdf:li xml:lang="x-default">my dog</rdf:li></rdf:Alt></d:description>'
-)
-OTHERS = {"Rating": 4, "Subject": ["beach", "Müritz"], "ToneCurve": ["0, 0", "255, 255"], "City": "Waren"}
+RECORD = {
+    "file": "dog.jpg",
+    "model": "m",
+    "width": 96,
+    "height": 64,
+    "caption": "a dog & a „Hündin“ <run>",
+    "confidence": 0.4,
+    "logprob": -3.0,
+}
+TAKEOUT = '{"title":"dog.jpg","description":"In the garden","photoTakenTime":{"timestamp":"1500000000"}}\n'
+BAG = "<rdf:Bag><rdf:li>In the garden</rdf:li></rdf:Bag>"
+GERMAN = '<rdf:Alt><rdf:li xml:lang="de-DE">Im Garten, 1987</rdf:li></rdf:Alt>'
 
 
-def exiftool(path: Path) -> dict[str, Any]:
-    if shutil.which("exiftool") is None:
-        pytest.skip("no exiftool on this machine; install Debian's package libimage-exiftool-perl")
-    command = ["exiftool", "-json", "-struct", "-charset", "filename=utf8", str(path)]
-    (data,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert "Warning" not in data
-    return dict(data)
+def record(caption: str, **more: Any) -> dict[str, Any]:
+    return {**RECORD, "caption": caption, **more}
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> str:
-    (tmp_path / "dog.jpg").write_bytes(b"a photograph")
+    (tmp_path / "dog.jpg").write_bytes(encode(draw_scene(), "JPEG"))
     return str(tmp_path / "dog.jpg")
 
 
-@pytest.mark.parametrize("kind", ["txt", "xmp", "json"])
+@pytest.mark.parametrize("kind", ["txt", "caption", "xmp", "json"])
 def test_the_photograph_is_not_touched_and_nothing_else_is_left(photo: str, kind: Any):
     before = Path(photo).stat()
     Sidecars(kind).write(photo, RECORD)
@@ -65,7 +49,7 @@ def test_the_photograph_is_not_touched_and_nothing_else_is_left(photo: str, kind
         after.st_ino,
         after.st_size,
     )
-    assert sorted(path.name for path in Path(photo).parent.iterdir()) == ["dog.jpg", f"dog.{kind}"]
+    assert {path.name for path in Path(photo).parent.iterdir()} == {"dog.jpg", f"dog.{kind}"}
 
 
 def test_names(photo: str):
@@ -78,10 +62,26 @@ def test_names(photo: str):
 
 
 def test_photographs_that_share_a_stem_do_not_share_a_sidecar(tmp_path: Path):
-    for name in ("dog.jpg", "dog.HEIC", "cat.jpg", "cat.cr2"):
+    for name in ("dog.jpg", "dog.HEIC", "Dog.png", "cat.jpg"):
         (tmp_path / name).touch()
-    names = [Sidecars("txt").path(str(tmp_path / name)).name for name in ("dog.jpg", "dog.HEIC", "cat.jpg")]
-    assert names == ["dog.jpg.txt", "dog.HEIC.txt", "cat.txt"]
+    names = ("dog.jpg", "dog.HEIC", "Dog.png", "cat.jpg")
+    found = [Sidecars("txt").path(str(tmp_path / name)).name for name in names]
+    assert found == ["dog.jpg.txt", "dog.HEIC.txt", "Dog.png.txt", "cat.txt"]
+
+
+def test_a_sidecar_in_another_case_is_the_same_one(tmp_path: Path):
+    for name in ("dog.jpg", "DOG.XMP", "cat.jpg", "Cat.JPG.Xmp", "a.jpg", "A.JPG", "A.JPG.xmp"):
+        (tmp_path / name).touch()
+    names = [Sidecars("xmp").path(str(tmp_path / name)).name for name in ("dog.jpg", "cat.jpg", "a.jpg")]
+    assert names == ["DOG.XMP", "Cat.JPG.Xmp", "a.jpg.xmp"]
+
+
+def test_a_name_that_is_as_long_as_a_name_can_be(tmp_path: Path):
+    photo = tmp_path / ("a" * 251 + ".jpg")
+    photo.touch()
+    Sidecars("txt").write(str(photo), RECORD)
+    assert photo.with_suffix(".txt").read_text(encoding="utf-8") == f"{RECORD['caption']}\n"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -100,127 +100,228 @@ def test_a_text_that_is_there(photo: str, existing: Any, expected: str):
         assert path.read_text(encoding="utf-8") == expected
 
 
+@pytest.mark.parametrize("content", [b"", b" \r\n", b"\xef\xbb\xbf", b"\xff\xfe"])
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+@pytest.mark.parametrize("kind", ["txt", "xmp", "json"])
+def test_an_empty_file_is_none(photo: str, kind: Any, existing: Any, content: bytes):
+    Path(photo).with_suffix(f".{kind}").write_bytes(content)
+    sidecars = Sidecars(kind, existing=existing)
+    assert sidecars.write(photo, RECORD) is None
+    assert sidecars.written == 1
+    new = Path(photo).with_suffix(f".{kind}").read_bytes()
+    Path(photo).with_suffix(f".{kind}").unlink()
+    sidecars.write(photo, RECORD)
+    assert Path(photo).with_suffix(f".{kind}").read_bytes() == new
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (b"", "utf-8"),
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+    ],
+)
+def test_a_line_is_added_in_the_files_own_encoding_and_with_its_ends(
+    photo: str, mark: bytes, encoding: str, end: str
+):
+    path = Path(photo).with_suffix(".txt")
+    before = f"Mülheim{end}am Fluß{end}"
+    path.write_bytes(mark + before.encode(encoding))
+    for _ in range(2):
+        Sidecars("txt", existing="append").write(photo, RECORD)
+        assert path.read_bytes() == mark + f"{before}{RECORD['caption']}{end}".encode(encoding)
+
+
+def test_a_line_that_was_not_ended_is_ended_like_the_others(photo: str):
+    path = Path(photo).with_suffix(".txt")
+    path.write_bytes(b"one\r\ntwo")
+    Sidecars("txt", existing="append").write(photo, record("three"))
+    assert path.read_bytes() == b"one\r\ntwo\r\nthree\r\n"
+
+
+def test_an_unknown_encoding_takes_what_is_the_same_in_all_or_refuses(photo: str):
+    path = Path(photo).with_suffix(".txt")
+    path.write_bytes("Mülheim\r\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"^dog\.txt is in an encoding that is not known"):
+        Sidecars("txt", existing="append").write(photo, RECORD)
+    assert path.read_bytes() == "Mülheim\r\n".encode("cp1252")
+    Sidecars("txt", existing="append").write(photo, record("a dog"))
+    assert path.read_bytes() == "Mülheim\r\na dog\r\n".encode("cp1252")
+    path.write_bytes(wide := "no mark\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match="encoding"):
+        Sidecars("txt", existing="append").write(photo, record("a dog"))
+    assert path.read_bytes() == wide
+
+
+def test_a_text_of_some_form(photo: str):
+    sidecars = Sidecars("caption", existing="append", form="ohwx woman, {caption} {0}")
+    for _ in range(2):
+        sidecars.write(photo, record("a dog"))
+    sidecars.write(photo, record("a cat {caption}"))
+    text = Path(photo).with_suffix(".caption").read_text()
+    assert text == "ohwx woman, a dog {0}\nohwx woman, a cat {caption} {0}\n"
+
+
+OLD = record("old")
+
+
 @pytest.mark.parametrize(
     ("existing", "expected"),
-    [("skip", {"caption": "old"}), ("overwrite", RECORD), ("append", [{"caption": "old"}, RECORD])],
+    [("skip", OLD), ("overwrite", RECORD), ("append", [OLD, RECORD])],
 )
 def test_json_that_is_there(photo: str, existing: Any, expected: Any):
     path = Path(photo).with_suffix(".json")
-    path.write_text('{"caption": "old"}')
+    path.write_text(json.dumps(OLD))
     for _ in range(2):
-        Sidecars("json", existing=existing).write(photo, RECORD)
+        left = Sidecars("json", existing=existing).write(photo, RECORD)
+        assert str(left) == ("dog.json has a caption already" if existing == "skip" else "None")
         assert json.loads(path.read_text(encoding="utf-8")) == expected
 
 
-@pytest.mark.parametrize(
-    ("kind", "content"), [("json", b"{half"), ("xmp", b"<half"), ("xmp", b"<a/>"), ("xmp", b"")]
-)
-def test_what_is_damaged_is_kept_and_named(photo: str, kind: Any, content: bytes):
-    path = Path(photo).with_suffix(f".{kind}")
+@pytest.mark.parametrize("content", [TAKEOUT, "[]", "[1]", '{"caption": "mine"}', "{half", f"[{TAKEOUT}]"])
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_json_of_another_program_stays(photo: str, existing: Any, content: str):
+    path = Path(f"{photo}.json")
+    path.write_text(content)
+    if existing == "skip":
+        assert Sidecars("json").write(photo, RECORD) == ("dog.jpg.json", FOREIGN)
+    else:
+        with pytest.raises(DataError, match=r"^dog\.jpg\.json is no JSON of ours, and stays"):
+            Sidecars("json", existing=existing).write(photo, RECORD)
+    assert path.read_text() == content
+    assert not Path(photo).with_suffix(".json").exists()
+
+
+@pytest.mark.parametrize("content", [b"<half", b"<a/>", b"\x00\x01"])
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_xmp_that_is_damaged_is_kept_and_named(photo: str, existing: Any, content: bytes):
+    path = Path(photo).with_suffix(".xmp")
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is no "):
-        Sidecars(kind, existing="append").write(photo, RECORD)
+    with pytest.raises(DataError, match=r"^dog\.xmp is no XMP"):
+        Sidecars("xmp", existing=existing).write(photo, RECORD)
     assert path.read_bytes() == content
 
 
-def test_new_xmp_is_read_by_exiftool(photo: str):
-    Sidecars("xmp").write(photo, RECORD)
-    data = exiftool(Path(photo).with_suffix(".xmp"))
-    assert data["Description"] == RECORD["caption"]
-    tree = etree.parse(Path(photo).with_suffix(".xmp"))
-    (item,) = tree.iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li")
-    assert item.get("{http://www.w3.org/XML/1998/namespace}lang") == "x-default"
-    assert Path(photo).with_suffix(".xmp").read_bytes().startswith(b"<?xpacket begin=")
+@pytest.mark.parametrize("kind", ["txt", "json", "xmp"])
+def test_what_is_just_as_we_wrote_it_is_brought_up_to_date(photo: str, kind: Any):
+    path = Path(photo).with_suffix(f".{kind}")
+    Sidecars(kind).write(photo, OLD)
+    assert Sidecars(kind).write(photo, RECORD) is not None
+    assert Sidecars(kind).write(photo, RECORD, previous=OLD) is None
+    new = path.read_bytes()
+    assert b"old" not in new
+    path.unlink()
+    Sidecars(kind).write(photo, RECORD)
+    assert path.read_bytes() == new
 
 
-@pytest.mark.parametrize(
-    ("existing", "expected"), [("skip", "my dog"), ("overwrite", "a cat"), ("append", "my dog\na cat")]
-)
-def test_xmp_of_other_programs_keeps_all_else(tmp_path: Path, existing: str, expected: str):
-    path = tmp_path / "dog.xmp"
-    document = LIGHTROOM % BOTH
-    for _ in range(2):
-        document = describe(document, "a cat", existing)
-        path.write_bytes(document)
-        data = exiftool(path)
-        assert data["Description"] == expected
-        assert data["Description-de"] == "ein Hund"
-        assert {name: data[name] for name in OTHERS} == OTHERS
-        assert str(data["Exposure2012"]) in ("0.35", "+0.35")
-    assert b"<!-- kept -->" in document
-    assert b"xmlns:d=" in document
-    assert document.startswith(b"<?xml version")
+@pytest.mark.parametrize("kind", ["txt", "json", "xmp"])
+def test_what_a_person_has_changed_since_is_left(photo: str, kind: Any):
+    path = Path(photo).with_suffix(f".{kind}")
+    Sidecars(kind).write(photo, OLD)
+    path.write_bytes(path.read_bytes().replace(b"old", b"my old dog"))
+    before = path.read_bytes()
+    assert Sidecars(kind).write(photo, RECORD, previous=OLD) is not None
+    assert path.read_bytes() == before
+
+
+def test_a_read_only_sidecar_stays(photo: str):
+    path = Path(photo).with_suffix(".txt")
+    path.write_text("mine")
+    path.chmod(0o444)
+    with pytest.raises(DataError, match="read-only"):
+        Sidecars("txt", existing="overwrite").write(photo, RECORD)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_a_sidecar_keeps_its_owner(photo: str):
+    path = Path(photo).with_suffix(".txt")
+    path.write_text("mine")
+    path.chmod(0o600)
+    os.chown(path, 12345, 23456)
+    Sidecars("txt", existing="append").write(photo, RECORD)
+    status = path.stat()
+    assert [status.st_uid, status.st_gid, status.st_mode & 0o777] == [12345, 23456, 0o600]
+
+
+def test_no_sidecar_takes_the_place_of_a_file_of_the_run(photo: str):
+    path = Path(photo).with_suffix(".txt")
+    sidecars = Sidecars("txt", existing="overwrite", ours={str(path)})
+    with pytest.raises(DataError, match=r"^dog\.txt would take the place of a file of this run"):
+        sidecars.write(photo, RECORD)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
-def test_xmp_without_a_description_gets_one(tmp_path: Path, existing: str):
-    (tmp_path / "dog.xmp").write_bytes(describe(LIGHTROOM % b"", "a cat", existing))
-    data = exiftool(tmp_path / "dog.xmp")
-    assert data["Description"] == "a cat"
-    assert {name: data[name] for name in OTHERS} == OTHERS
-
-
-def test_xmp_with_a_description_in_another_language_only_gets_a_default_first(tmp_path: Path):
-    german = b'<d:description><rdf:Alt><rdf:li xml:lang="de">ein Hund</rdf:li></rdf:Alt></d:description>'
-    (tmp_path / "dog.xmp").write_bytes(document := describe(LIGHTROOM % german, "a cat", "skip"))
-    data = exiftool(tmp_path / "dog.xmp")
-    assert [data["Description"], data["Description-de"]] == ["a cat", "ein Hund"]
-    assert document.index(b"a cat") < document.index(b"ein Hund")
+@pytest.mark.parametrize("body", [BAG, GERMAN, BAG.replace("Bag", "Seq"), "In the garden"])
+def test_other_peoples_xmp_stays_readable(photo: str, body: str, existing: Any):
+    """By Adobe's toolkit, which exiv2 has, and by exiftool."""
+    path = Path(photo).with_suffix(".xmp")
+    path.write_text(PACKET % body, encoding="utf-8")
+    before = path.read_bytes()
+    theirs = "Im Garten, 1987" if body == GERMAN else "In the garden"
+    for _ in range(2):
+        left = Sidecars("xmp", existing=existing).write(photo, record("a cat"))
+        found = exiv2(path)
+        assert found["Xmp.xmp.Rating"] == "4"
+        expected = {"skip": [theirs], "overwrite": ["a cat"], "append": [f"{theirs}\na cat"]}[existing]
+        expected += ["Im Garten, 1987"] if body == GERMAN and existing != "skip" else []
+        assert [text for _, text in found["Xmp.dc.description"]] == expected
+        assert exiftool(path)["Rating"] == 4
+        if existing == "skip":
+            assert str(left) == "dog.xmp has a description already"
+            assert path.read_bytes() == before
+        else:
+            assert exiftool(path)["Description"] == expected[0]
+            assert found["Xmp.dc.description"][0][0] == "x-default"
 
 
 @pytest.mark.parametrize(
-    "short",
-    [
-        LIGHTROOM.replace(b'xmp:Rating="4"', b'xmp:Rating="4" d:description="my dog"') % b"",
-        LIGHTROOM % b"<d:description>my dog</d:description>",
-    ],
+    ("other", "naming"), [("dog.jpg.xmp", "stem"), ("dog.xmp", "full"), ("DOG.XMP", "full")]
 )
-def test_a_description_in_short_form_counts_too(tmp_path: Path, short: bytes):
-    assert describe(short, "a cat", "skip") == short
-    (tmp_path / "dog.xmp").write_bytes(describe(short, "a cat", "append"))
-    assert exiftool(tmp_path / "dog.xmp")["Description"] == "my dog\na cat"
-    assert exiftool(tmp_path / "dog.xmp")["Rating"] == 4
+def test_xmp_of_the_other_name_is_used_not_hidden(photo: str, other: str, naming: Any):
+    path = Path(photo).with_name(other)
+    path.write_text(PACKET % "<rdf:Alt/>", encoding="utf-8")
+    Sidecars("xmp", naming=naming).write(photo, record("a cat"))
+    assert [exiv2(path)["Xmp.xmp.Rating"], exiftool(path)["Description"]] == ["4", "a cat"]
+    assert len(list(path.parent.iterdir())) == 2
 
 
-def test_xmp_that_is_skipped_is_the_same_to_the_byte(photo: str):
-    path = Path(photo).with_suffix(".xmp")
-    path.write_bytes(LIGHTROOM % BOTH)
-    Sidecars("xmp", existing="skip").write(photo, RECORD)
-    assert path.read_bytes() == LIGHTROOM % BOTH
+def test_a_description_in_xmp_of_the_other_name_counts(photo: str):
+    full, stem = Path(f"{photo}.xmp"), Path(photo).with_suffix(".xmp")
+    full.write_text(PACKET % "", encoding="utf-8")
+    stem.write_text(PACKET % GERMAN, encoding="utf-8")
+    before = full.read_bytes()
+    assert str(Sidecars("xmp").write(photo, record("a cat"))) == "dog.xmp has a description already"
+    assert full.read_bytes() == before
+    Sidecars("xmp", existing="append").write(photo, record("a cat"))
+    assert exiftool(full)["Description"] == "Im Garten, 1987\na cat"
 
 
-def test_xmp_of_exiftool_itself(photo: str):
-    path = Path(photo).with_suffix(".xmp")
-    if shutil.which("exiftool") is None:
-        pytest.skip("no exiftool on this machine; install Debian's package libimage-exiftool-perl")
-    command = ["exiftool", "-q", "-Description=old", "-Description-fr=un chien", "-Rating=3", str(path)]
-    subprocess.run(command, check=True)
-    Sidecars("xmp", existing="overwrite").write(photo, RECORD)
-    data = exiftool(path)
-    assert [data["Description"], data["Description-fr"], data["Rating"]] == [RECORD["caption"], "un chien", 3]
+EMBEDDED = [
+    "-XMP-dc:Description",
+    "-XMP-dc:Description-de",
+    "-IPTC:Caption-Abstract",
+    "-EXIF:ImageDescription",
+]
+EMBEDDED += ["-EXIF:UserComment", "-EXIF:XPComment", "-XMP-tiff:ImageDescription"]
 
 
-def test_xmp_of_a_bare_rdf_and_of_utf16(tmp_path: Path):
-    bare = b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/>'
-    (tmp_path / "bare.xmp").write_bytes(describe(bare, "a cat"))
-    assert exiftool(tmp_path / "bare.xmp")["Description"] == "a cat"
-    wide = (LIGHTROOM % BOTH).decode().replace("UTF-8", "UTF-16").encode("utf-16")
-    (tmp_path / "wide.xmp").write_bytes(describe(wide, "eine „Katze“"))
-    data = exiftool(tmp_path / "wide.xmp")
-    assert [data["Description"], data["Subject"]] == ["eine „Katze“", ["beach", "Müritz"]]
-
-
-def test_hostile_xmp_reads_no_file_and_does_not_explode(tmp_path: Path):
-    (tmp_path / "file").write_text("secret")
-    body = LIGHTROOM.partition(b"\n")[2] % b"<d:title>&e;</d:title>"
-    entity = f'<!DOCTYPE x [<!ENTITY e SYSTEM "file://{tmp_path}/file">]>'.encode()
-    assert b"secret" not in describe(entity + body, "a cat")
-    bomb = b'<!DOCTYPE x [<!ENTITY a "' + b"x" * 1000 + b'">'
-    for name in b"bcde":
-        bomb += b'<!ENTITY %c "%s">' % (name, b"&%c;" % (name - 1) * 100)
-    with pytest.raises(DataError, match="amplification"):
-        describe(bomb + b"]>" + body, "a cat")
-
-
-def test_characters_that_xml_cannot_hold_are_left_out(tmp_path: Path):
-    assert b">a cat<" in describe(None, "a \x00c\x1bat")
+@pytest.mark.parametrize("place", EMBEDDED)
+def test_a_description_inside_the_photograph_counts(photo: str, place: str):
+    write_exiftool(photo, f"{place}=In the gärden", "-codedcharacterset=utf8")
+    before = Path(photo).read_bytes()
+    assert str(Sidecars("xmp").write(photo, record("a cat"))) == "dog.jpg has a description already"
+    assert not Path(photo).with_suffix(".xmp").exists()
+    Sidecars("xmp", existing="append").write(photo, record("a cat"))
+    assert exiftool(Path(photo).with_suffix(".xmp"))["Description"] == "In the gärden\na cat"
+    Sidecars("xmp", existing="overwrite").write(photo, record("a cat"))
+    assert exiftool(Path(photo).with_suffix(".xmp"))["Description"] == "a cat"
+    assert Path(photo).read_bytes() == before
+    assert Sidecars("txt").write(photo, RECORD) is None, "a text hides no description"

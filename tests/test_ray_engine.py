@@ -13,13 +13,14 @@ from images import draw_noise
 from ray.exceptions import RayActorError
 from tiny import tiny_captioner
 
+from captioner.batch.counts import Counts
 from captioner.batch.engine import MAX_FAILURES, BatchCaptioner
 from captioner.batch.items import Item, find_items
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
 from captioner.batch.ray_engine import RayEngine, _slots
 from captioner.batch.records import Record
-from captioner.batch.run import Counts, run_batch
+from captioner.batch.run import run_batch
 from captioner.errors import CaptionerError, DeviceError
 from captioner.options import GenerationOptions
 
@@ -99,6 +100,7 @@ def test_a_node_that_dies_half_way_changes_nothing(cluster: Any, folder: Path, t
             items(folder), RayEngine(Gated(tiny_captioner(), options)), log, progress=lose_a_node
         )
         found = list(log)
+    assert all(record.pop("photo")["bytes"] for record in found)
     cluster.remove_node(nodes[0])
     assert (counts.captioned, counts.failed) == (23, 1)
     local = LocalEngine(BatchCaptioner(tiny_captioner(), options), batch_size=8).run(items(folder))

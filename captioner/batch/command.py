@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from captioner.batch.export import Format, check_format, write_table
-from captioner.batch.items import find_items, read_list
+from captioner.batch.items import Item, find_items
 from captioner.batch.log import Existing, RecordLog
+from captioner.batch.origin import made_with
 from captioner.batch.remote import is_remote
-from captioner.batch.sidecars import SidecarKind, SidecarNaming, Sidecars
+from captioner.batch.sidecars import CAPTION_FIELD, SidecarKind, SidecarNaming, Sidecars
 from captioner.commandline import Device, Dtype, Model, complain, generation_options, takes_generation_options
 from captioner.errors import DataError, OptionsError
 
@@ -46,13 +48,22 @@ def batch(
         Path, _results("Where records go; a run that ended there goes on.", "--output", "-o", metavar="FILE")
     ],
     format: Annotated[Format | None, _results("Of the output; by default as its suffix says.")] = None,
+    excel: Annotated[bool, _results("Write a CSV that spreadsheets open as text.", "--excel")] = False,
     sidecar: Annotated[SidecarKind | None, _results("Also write each caption beside its photo.")] = None,
     sidecar_name: Annotated[
         SidecarNaming, _results("For dog.jpg: dog.xmp (stem) or dog.jpg.xmp (full).")
     ] = "stem",
+    prefix: Annotated[str, _results("Before each caption in a text sidecar: 'ohwx dog, '.")] = "",
+    suffix: Annotated[str, _results("After each caption in a text sidecar.")] = "",
+    template: Annotated[
+        str, _results("What a text sidecar says; {caption} stands for the caption.")
+    ] = CAPTION_FIELD,
     existing: Annotated[Existing, _results("What becomes of records and sidecars that are there.")] = "skip",
     retry_errors: Annotated[
         bool, _results("Caption anew what has a record with an error.", "--retry-errors")
+    ] = False,
+    update: Annotated[
+        bool, _results("Caption anew what was made with another model or other options.", "--update")
     ] = False,
     attention: Annotated[
         bool, _results("Where the model looked for each word, and its box.", "--attention")
@@ -64,6 +75,9 @@ def batch(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Names or paths to leave out; may be repeated.")
     ] = None,
+    all_files: Annotated[
+        bool, typer.Option("--all-files", help="Also take hidden files, thumbnails and recycle bins.")
+    ] = False,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Caption photos of equal bytes once.")] = False,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="What does the work: this machine, or a Ray cluster.")
@@ -86,42 +100,75 @@ def batch(
     from captioner.report import check_report_path, write_report
 
     kind = format or _format_of(output)
-    check_format(kind)
-    if report is not None:
-        check_report_path(report)
+    check_format(kind, excel=excel)
+    form = _text_form(sidecar, template, prefix, suffix)
     records = output if kind == "jsonl" else output.with_name(f"{output.name}.jsonl")
     ours = {os.path.abspath(path) for path in (output, records, report) if path}
-    names = list(_with_stdin(inputs))
-    if sidecar and any(map(is_remote, names)):
+    if report is not None:
+        if len(ours) < (2 if output == records else 3):
+            raise OptionsError(
+                f"the report and the output are one file, {report}: give one of them another name"
+            )
+        check_report_path(report)
+    if sidecar and any(map(is_remote, inputs)):
         raise OptionsError("sidecars stand beside photographs of this machine: leave out --sidecar for a URI")
-    find = partial(find_items, names, recursive=recursive, exclude=exclude or (), ignore=ours)
     options = generation_options(ctx, attention=attention or report is not None)
+    stdin = sys.stdin.buffer.read() if "-" in inputs else b""
+    settings: Any = {"recursive": recursive, "all_files": all_files, "exclude": exclude or ()}
+    find = partial(find_items, inputs, stdin=stdin, ignore=ours, **settings)
+    _check_there_is_any(inputs, find)
     here = "cpu" if engine == "ray" else device  # the cluster's nodes have the devices
     captioner = ctx.obj(model, device=here, dtype=dtype)
     worker, sizes = BatchCaptioner(captioner, options), {"batch_size": batch_size, "workers": workers}
     work = _make_engine(engine, worker, device=device, dtype=dtype, **sizes)
-    writer = Sidecars(sidecar, existing=existing, naming=sidecar_name) if sidecar else None
+    origin = {"model": captioner.name, **made_with(model, worker.options)}
+    writer = sidecar and Sidecars(sidecar, existing=existing, naming=sidecar_name, form=form, ours=ours)
+    left_out: Counter[str] = Counter()
     with _open_log(output, records, existing, retry_errors) as log:
         with _Signals() as signals, ProgressReport(find, quiet=quiet) as progress:
             counts = run_batch(
-                find(),
+                find(left_out=left_out),
                 work,
                 log,
+                origin=origin,
+                update=update,
                 sidecars=writer,
                 dedupe=dedupe,
                 stop=signals.stop,
                 progress=progress.update,
             )
         if kind != "jsonl" and log.in_place:
-            write_table(output, log, kind)
+            write_table(output, log, kind, excel=excel)
         if report is not None and not counts.stopped:
             write_report(report, ((item.source, log[item.key]) for item in find() if item.key in log))
+    counts.left_out = left_out
     progress.summary(counts)
     if signals.received:
         complain("stopped; the same command goes on")
-    elif not counts.done:
-        raise DataError(f"no photographs in {' '.join(inputs)}; --recursive looks into folders in folders")
     raise typer.Exit(128 + signals.received if signals.received else int(bool(counts.errors)))
+
+
+def _text_form(sidecar: SidecarKind | None, template: str, prefix: str, suffix: str) -> str:
+    """What a text sidecar says, with a field for the caption."""
+    form = f"{prefix}{template}{suffix}"
+    if form != CAPTION_FIELD and sidecar not in ("txt", "caption"):
+        raise OptionsError("--prefix, --suffix and --template are for --sidecar txt or caption")
+    if CAPTION_FIELD not in template:
+        raise OptionsError(
+            f"--template {template!r} has no {CAPTION_FIELD} in it, where the caption is to be"
+        )
+    if not form.isprintable():
+        raise OptionsError("--prefix, --suffix and --template are one line, without tabs and the like")
+    return form
+
+
+def _check_there_is_any(inputs: Sequence[str], find: Callable[..., Iterator[Item]]) -> None:
+    """Say that there is nothing to do before a model is loaded and a file is made."""
+    left_out: Counter[str] = Counter()
+    if next(find(left_out=left_out), None) is None:
+        others = "--all-files takes hidden files, thumbnails and bins; " if left_out else ""
+        advice = f"{others}--recursive looks into folders in folders"
+        raise DataError(f"no photographs in {' '.join(inputs)}; {advice}")
 
 
 def _make_engine(
@@ -144,14 +191,6 @@ def _make_engine(
 def _format_of(output: Path) -> Format:
     formats: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
     return formats.get(output.suffix.lower(), "jsonl")
-
-
-def _with_stdin(inputs: Iterable[str]) -> Iterator[str]:
-    for name in inputs:
-        if name == "-":
-            yield from read_list(sys.stdin.buffer.read())
-        else:
-            yield name
 
 
 def _open_log(output: Path, records: Path, existing: Existing, retry_errors: bool) -> RecordLog:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from itertools import islice
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from captioner.batch.log import replacing
 from captioner.batch.records import Record
@@ -22,15 +22,20 @@ Format = Literal["jsonl", "csv", "parquet"]
 COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives"]
 COLUMNS += ["error", "error_kind", "sha256", "duplicate_of"]
 ROW_GROUP = 1024
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-def check_format(format: Format) -> None:
-    """Raises OptionsError if a format needs what is not installed."""
+def check_format(format: Format, *, excel: bool = False) -> None:
+    """Raises OptionsError if a format needs what is not installed, or is none for a spreadsheet."""
+    if excel and format != "csv":
+        raise OptionsError("--excel is for a CSV: --output captions.csv, or --format csv")
     if format == "parquet" and find_spec("pyarrow") is None:
         raise OptionsError("Parquet needs pyarrow: pip install 'captioner[batch]'")
 
 
-def write_table(path: str | os.PathLike[str], records: Iterable[Record], format: Format) -> None:
+def write_table(
+    path: str | os.PathLike[str], records: Iterable[Record], format: Format, *, excel: bool = False
+) -> None:
     """Write records as a table, which takes the place of ``path`` once it is whole.
 
     A CSV has a row for each record, without its words, and with the captions of its alternatives as JSON. A
@@ -40,6 +45,8 @@ def write_table(path: str | os.PathLike[str], records: Iterable[Record], format:
         path: of the file.
         records: taken as they are written.
         format: "csv" or "parquet".
+        excel: write a CSV that a spreadsheet opens by a double click: with a byte-order mark, so that it is
+            read as UTF-8, and with an apostrophe before texts that it would compute.
 
     Raises:
         DataError: it cannot be written.
@@ -47,7 +54,7 @@ def write_table(path: str | os.PathLike[str], records: Iterable[Record], format:
     try:
         with replacing(path) as file:
             if format == "csv":
-                _write_csv(file, records)
+                _write_csv(file, records, excel=excel)
             else:
                 _write_parquet(file, records)
     except OSError as error:
@@ -57,15 +64,23 @@ def write_table(path: str | os.PathLike[str], records: Iterable[Record], format:
         ) from error
 
 
-def _write_csv(file: BinaryIO, records: Iterable[Record]) -> None:
-    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+def _write_csv(file: BinaryIO, records: Iterable[Record], *, excel: bool) -> None:
+    encoding = "utf-8-sig" if excel else "utf-8"
+    text = io.TextIOWrapper(file, encoding=encoding, errors="backslashreplace", newline="")
     rows = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     rows.writeheader()
     for record in records:
         others = [alternative["caption"] for alternative in record.get("alternatives", ())]
-        rows.writerow({**record, "alternatives": json.dumps(others, ensure_ascii=False) if others else ""})
+        row = {**record, "alternatives": json.dumps(others, ensure_ascii=False) if others else ""}
+        rows.writerow({name: _as_text(value) for name, value in row.items()} if excel else row)
     text.flush()
     text.detach()  # the file is its owner's to close
+
+
+def _as_text(value: Any) -> Any:
+    """A text that a spreadsheet takes for one and does not compute, as it does ``=HYPERLINK(…)``; see OWASP's
+    "CSV Injection". Numbers are numbers, negative ones too."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _write_parquet(file: BinaryIO, records: Iterable[Record]) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
+from functools import lru_cache
 
 from captioner.batch.remote import exists, is_remote, list_files, match_files, open_file, read_file
-from captioner.errors import ImageError
+from captioner.errors import ImageError, OptionsError
 
-__all__ = ["IMAGE_SUFFIXES", "Item", "find_items", "read_list"]
+__all__ = ["IMAGE_SUFFIXES", "Item", "find_items", "identity", "read_list"]
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"}
     | {".mpo", ".png", ".tif", ".tiff", ".webp"}
 )
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
-SIDECAR_SUFFIXES = frozenset({".txt", ".json", ".xmp"})
+SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".xmp"})
+LEFT_OUT = ("@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", ".thumbnails", ".Trash*")
+"""Folders of thumbnails and of what was thrown away, as a NAS and desktops make them, in any case."""
+
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -28,10 +34,11 @@ class Item:
     """One photograph of a batch. Plain data: it can be sent to another process.
 
     Attributes:
-        key: its name in records, the same in every run: the path as given, or ``shard.tar!member``.
+        key: its name in records: the path as given, or ``shard.tar!member``.
         path: the file that holds it.
         offset: where in that file the photograph begins, for a shard's member; None for a file of its own.
         size: the member's bytes.
+        modified: when the member was modified, in seconds since 1970.
         problem: why it cannot be read, where that is known already.
     """
 
@@ -39,7 +46,25 @@ class Item:
     path: str
     offset: int | None = None
     size: int = 0
+    modified: float = 0.0
     problem: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine, beside which another can stand."""
+        return self.offset is None and not is_remote(self.path)
+
+    def version(self) -> tuple[int, float] | None:
+        """Its bytes and when it was modified, which tell whether it has changed; None if unknown."""
+        if self.offset is not None:
+            return self.size, self.modified
+        if self.problem or is_remote(self.path):
+            return None
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_size, round(status.st_mtime, 3)
 
     def source(self) -> str | bytes:
         """What :meth:`Captioner.prepare` takes: the path of a file, the bytes of a member or a store's file.
@@ -49,7 +74,7 @@ class Item:
         """
         if self.problem:
             raise ImageError(self.key, self.problem)
-        if self.offset is None and not is_remote(self.path):
+        if self.is_file:
             return self.path
         try:
             if self.offset is None:
@@ -59,31 +84,53 @@ class Item:
                 return shard.read(self.size)
         except OSError as error:
             raise ImageError(self.key, _why(error)) from error
+        except OptionsError as error:  # a URI of a kind that is not read
+            raise ImageError(self.key, str(error)) from error
+
+
+def identity(key: str) -> str:
+    """One name for a photograph, however its path is spelled: absolute, and without links to folders."""
+    if is_remote(key):
+        return key
+    end = re.search(r"\.tar!|\Z", key, re.IGNORECASE).end()  # type: ignore[union-attr]
+    folder, name = os.path.split(key[:end])
+    return os.path.join(_real_folder(os.getcwd(), folder), name) + key[end:]
+
+
+@lru_cache(maxsize=1024)  # photographs come folder by folder
+def _real_folder(here: str, folder: str) -> str:
+    return os.path.realpath(os.path.join(here, folder))
 
 
 def find_items(
     inputs: Iterable[str],
     *,
+    stdin: bytes = b"",
     recursive: bool = False,
+    all_files: bool = False,
     exclude: Sequence[str] = (),
     ignore: Collection[str] = (),
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Item]:
-    """The photographs of all inputs: in the inputs' order, a folder's by name, each key once.
+    """The photographs of all inputs: in the inputs' order, a folder's by name, each once.
 
     An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken; a ``.tar`` shard,
     likewise; a glob, where no file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line;
     or a photograph, whatever its suffix. URIs name the same in object stores. A folder is entered once,
-    however many links lead to it, so no loop of links goes on for ever. Hidden files are left out unless they
-    are named. What cannot be read becomes an item with a ``problem``; a file that is not there is found out
-    when it is opened.
+    however many links lead to it, so no loop of links goes on for ever. Hidden files and folders are left out
+    unless they are named, and so are the folders of :data:`LEFT_OUT`. What cannot be read becomes an item
+    with a ``problem``; a file that is not there is found out when it is opened.
 
     Args:
-        inputs: paths and globs.
+        inputs: paths and globs; ``-`` stands for a list that came on stdin.
+        stdin: that list.
         recursive: whether folders in folders are entered.
+        all_files: whether to take what is otherwise left out.
         exclude: globs; files, folders and members whose name or path matches one are left out.
         ignore: absolute paths of files that are never photographs, such as the output.
+        left_out: counts the files and folders that were left out, by their kind.
     """
-    return _Finder(recursive, exclude, ignore).items(inputs)
+    return _Finder(stdin, recursive, all_files, exclude, ignore, left_out).items(inputs)
 
 
 def read_list(data: bytes) -> list[str]:
@@ -94,35 +141,49 @@ def read_list(data: bytes) -> list[str]:
 
 
 class _Finder:
-    def __init__(self, recursive: bool, exclude: Sequence[str], ignore: Collection[str]) -> None:
-        self.recursive, self.exclude, self.ignore = recursive, exclude, ignore
+    def __init__(
+        self,
+        stdin: bytes,
+        recursive: bool,
+        all_files: bool,
+        exclude: Sequence[str],
+        ignore: Collection[str],
+        left_out: Counter[str] | None,
+    ) -> None:
+        self.stdin, self.recursive, self.all_files = stdin, recursive, all_files
+        self.exclude, self.ignore = exclude, ignore
+        self.left_out = Counter() if left_out is None else left_out
         self.folders: set[tuple[int, int]] = set()
 
     def items(self, inputs: Iterable[str]) -> Iterator[Item]:
         seen: set[str] = set()
         for name in inputs:
             for item in self._input(name):
-                if item.key not in seen:
-                    seen.add(item.key)
+                if (photo := identity(item.key)) not in seen:
+                    seen.add(photo)
                     yield item
 
     def _input(self, name: str) -> Iterator[Item]:
         try:
-            yield from self._remote_input(name) if is_remote(name) else self._local_input(name)
+            if name == "-":
+                yield from self._listed(self.stdin)
+            else:
+                yield from self._remote_input(name) if is_remote(name) else self._local_input(name)
         except OSError as error:
             yield _unreadable(name, error)
 
     def _local_input(self, name: str) -> Iterator[Item]:
-        if os.path.abspath(name) in self.ignore or _is_sidecar(name):
+        if self._is_no_photo(name):
             return
         there = os.path.exists(name)
         if there and _suffix(name) in LIST_SUFFIXES and not os.path.isdir(name):
             with open(name, "rb") as file:
                 yield from self._listed(file.read())
         elif not there and glob.has_magic(name):
-            matches = sorted(glob.iglob(name, recursive=True), key=os.fsencode)
+            found = glob.iglob(name, recursive=True, include_hidden=self.all_files)
+            matches = sorted(found, key=os.fsencode)
             yield from self._matched(name, [(match, os.path.isdir(match)) for match in matches])
-        else:
+        elif not (os.path.isdir(name) and self._is_bin(os.path.basename(name.rstrip("/")))):
             yield from self._path(name)
 
     def _remote_input(self, uri: str) -> Iterator[Item]:
@@ -135,11 +196,22 @@ class _Finder:
 
     def _listed(self, data: bytes) -> Iterator[Item]:
         for path in read_list(data):
-            yield from self._path(path)
+            try:
+                if not self._is_no_photo(path):
+                    yield from self._path(path)
+            except OptionsError as error:  # a URI of a kind that is not read; the other lines may be good
+                yield Item(path, path, problem=str(error))
+
+    def _is_no_photo(self, path: str) -> bool:
+        """Whether it is a file of ours, of which the shell's ``*`` and ``find`` know nothing."""
+        return not is_remote(path) and (os.path.abspath(path) in self.ignore or _is_sidecar(path))
 
     def _matched(self, pattern: str, matches: Sequence[tuple[str, bool]]) -> Iterator[Item]:
+        named = set(pattern.split("/"))
         for path, is_folder in matches:
-            yield from self._found(path, os.path.basename(path), is_folder=is_folder)
+            folders = [name for name in path.split("/")[:-1] if name not in named]
+            if not any(self._is_left_out(name, is_folder=True) for name in folders):
+                yield from self._found(path, os.path.basename(path), is_folder=is_folder)
         if not matches:
             yield Item(pattern, pattern, problem="matches no file")
 
@@ -165,9 +237,9 @@ class _Finder:
         if self._is_excluded(path, name):
             return
         if is_folder:
-            if self.recursive:
+            if self.recursive and not self._is_left_out(name, is_folder=True):
                 yield from self._path(path)
-        elif _suffix(name) in IMAGE_SUFFIXES:
+        elif _suffix(name) in IMAGE_SUFFIXES and not self._is_left_out(name):
             yield Item(path, path)
 
     def _folder(self, path: str) -> Iterator[Item]:
@@ -191,6 +263,7 @@ class _Finder:
             for file in files
             if _suffix(file) in IMAGE_SUFFIXES
             and not any(self._is_excluded(file, name) for name in file[below:].split("/"))
+            and not self._is_inside_left_out(file[below:])
         ]
 
     def _shard(self, path: str) -> Iterator[Item]:
@@ -199,15 +272,32 @@ class _Finder:
                 for member in shard:
                     name, key = os.path.basename(member.name), f"{path}!{member.name}"
                     is_photo = member.isreg() and _suffix(name) in IMAGE_SUFFIXES
-                    if is_photo and not self._is_excluded(key, name):
-                        yield Item(key, path, member.offset_data, member.size)
+                    if not is_photo or self._is_excluded(key, name) or self._is_inside_left_out(member.name):
+                        continue
+                    yield Item(key, path, member.offset_data, member.size, float(member.mtime))
         except tarfile.TarError as error:
             yield Item(path, path, problem=f"is a damaged tar shard, or none ({error})")
 
     def _is_excluded(self, path: str, name: str) -> bool:
-        return name.startswith(".") or any(
-            fnmatch(name, pattern) or fnmatch(path, pattern) for pattern in self.exclude
-        )
+        return any(fnmatch(name, pattern) or fnmatch(path, pattern) for pattern in self.exclude)
+
+    def _is_inside_left_out(self, path: str) -> bool:
+        """Whether a file of a store or a shard, or a folder that it is in, is left out."""
+        *folders, name = path.removeprefix("./").split("/")
+        return any(self._is_left_out(folder, is_folder=True) for folder in folders) or self._is_left_out(name)
+
+    def _is_bin(self, name: str) -> bool:
+        """Whether a folder that was named is left out all the same: the shell's ``*`` names it as well."""
+        return not name.startswith(".") and self._is_left_out(name, is_folder=True)
+
+    def _is_left_out(self, name: str, *, is_folder: bool = False) -> bool:
+        """Whether what was come across is left out for its name; it is counted then."""
+        if self.all_files:
+            return False
+        kinds = [kind for kind in LEFT_OUT if is_folder and fnmatchcase(name.lower(), kind.lower())]
+        kinds += ["hidden"] if name.startswith(".") else []
+        self.left_out.update(kinds[:1])
+        return bool(kinds)
 
 
 def _suffix(path: str) -> str:

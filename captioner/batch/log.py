@@ -5,23 +5,46 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
+from captioner.batch.items import identity
 from captioner.batch.records import Record, encode_record
 from captioner.errors import DataError
 
-__all__ = ["Existing", "RecordLog", "replacing"]
+__all__ = ["Entry", "Existing", "RecordLog", "replacing"]
 
 Existing = Literal["skip", "overwrite", "append"]
 
 SYNC_SECONDS = 5.0
 """A killed process loses nothing; a machine that loses power loses so much work at most."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of a photograph's latest record without reading it again.
+
+    Attributes:
+        offset: where its line begins.
+        failed: whether it has an error.
+        version: :meth:`Item.version` of the photograph as it was then; None where that is not known.
+        origin: what it was made with, for :func:`~captioner.batch.origin.what_changed`; None likewise.
+        outdated: whether it is to be replaced.
+    """
+
+    offset: int
+    failed: bool
+    version: tuple[int, float] | None
+    origin: str | None
+    outdated: bool = False
 
 
 class RecordLog:
@@ -31,10 +54,14 @@ class RecordLog:
     beside it, from which a killed run goes on as well, and which takes its place in :meth:`finish`, in one
     step: with "append" it begins with the old records, with "overwrite" it does not.
 
+    A photograph is the same however its path is spelled, relative or absolute: see
+    :func:`~captioner.batch.items.identity`.
+
     Args:
         path: of the file; made where it is not there yet.
         existing: what becomes of the records that are there.
-        retry_errors: whether a record with an ``error`` counts as none until there is a newer one.
+        retry_errors: whether a record with an ``error`` counts as none until there is a newer one; not so
+            where it has a caption as well, since only its sidecar is missing.
 
     Raises:
         DataError: another run writes to it, it holds something else, or it cannot be written.
@@ -44,13 +71,12 @@ class RecordLog:
         self, path: str | os.PathLike[str], *, existing: Existing = "skip", retry_errors: bool = False
     ) -> None:
         self.path = Path(path)
+        self.retry_errors = retry_errors
         self.digests: dict[str, str] = {}
         """The keys of photographs by the ``sha256`` of their records."""
         self._target = self.path if existing == "skip" else self._beside(existing)
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        self._offsets: dict[str, int] = {}  # of each photograph's latest record
-        self._failed: set[str] = set()  # those whose record has an error
-        self._outdated: set[str] = set()  # those whose record is to be replaced
+        self._entries: dict[str, Entry] = {}  # by the photograph's identity
         self._superseded = False
         if not self.path.absolute().parent.is_dir():
             raise DataError(f"the output's folder does not exist; make it first: {self.path.parent}")
@@ -58,13 +84,14 @@ class RecordLog:
             self._lock.acquire(timeout=0)
             self._check_unfinished()
             self._start = self._begin(existing)
+            self._made = not self._target.exists()
             self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
             self._reader = open(self._target, "rb")  # noqa: SIM115
-            self._size = self._read(retry_errors)
+            self._size = self._read()
         except Timeout:
             raise DataError(f"{self.path}: another run is writing to it: wait until it has ended") from None
         except BaseException as error:
-            self._lock.release()
+            self._unlock()
             if isinstance(error, OSError):
                 raise DataError(f"{self._target}: cannot be written: {error.strerror}") from error
             raise
@@ -78,13 +105,22 @@ class RecordLog:
 
     def __contains__(self, key: object) -> bool:
         """Whether a photograph needs nothing any more."""
-        return key in self._offsets and key not in self._outdated
+        entry = self.entry(key) if isinstance(key, str) else None
+        return entry is not None and not entry.outdated
 
     def __getitem__(self, key: str) -> Record:
-        """The latest record of a photograph; KeyError if there is none."""
-        self._reader.seek(self._offsets[key])
+        """The latest record of a photograph, even if it is to be replaced; KeyError if there is none."""
+        self._reader.seek(self._entries[identity(key)].offset)
         record: Record = json.loads(self._reader.readline())
         return record
+
+    def entry(self, key: str) -> Entry | None:
+        """What is known of a photograph's latest record; None if it has none."""
+        return self._entries.get(identity(key))
+
+    def outdate(self, key: str) -> None:
+        """Count a photograph's record as none until there is a newer one."""
+        self._entries[identity(key)].outdated = True
 
     def __iter__(self) -> Iterator[Record]:
         """All records in the order of the file, read anew."""
@@ -92,16 +128,12 @@ class RecordLog:
             yield from map(json.loads, file)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._entries)
 
     @property
     def in_place(self) -> bool:
         """Whether the records are in the file itself, not in one that is to take its place."""
         return self._target == self.path
-
-    def failed(self, key: str) -> bool:
-        """Whether a photograph's record has an error."""
-        return key in self._failed
 
     def append(self, record: Record) -> None:
         """Add a record; it is in the file when this returns.
@@ -143,9 +175,18 @@ class RecordLog:
             raise DataError(f"{self._target}: cannot be finished: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let go of the file and its lock."""
+        """Let go of the file and its lock, and leave no empty file behind."""
         self._writer.close()
         self._reader.close()
+        if self._made and not self._size:
+            self._target.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        """Take the lock's file away while it is locked still, so that it is never somebody else's."""
+        if self._lock.is_locked and sys.platform != "win32":  # which removes no open file
+            with suppress(OSError):
+                os.unlink(self._lock.lock_file)
         self._lock.release()
 
     def _beside(self, existing: str) -> Path:
@@ -176,60 +217,68 @@ class RecordLog:
                     _sync(copy)
         return size
 
-    def _read(self, retry_errors: bool) -> int:
+    def _read(self) -> int:
         """Note what records there are, and cut off what is no whole line; the size that is left."""
         size, offset = _whole_lines(self._reader, self._target), self._start
         self._reader.seek(offset)
         while offset < size:
             line = self._reader.readline()
-            self._note(_decode(line, f"{self._target} at byte {offset}"), offset)
+            record = _decode(line, f"{self._target} at byte {offset}")
+            entry = self._note(record, offset)
+            entry.outdated = self.retry_errors and entry.failed and "caption" not in record
             offset += len(line)
         self._writer.truncate(size)
-        if retry_errors:
-            self._outdated = set(self._failed)
+        if self.retry_errors:
             self.digests = {digest: key for digest, key in self.digests.items() if key in self}
         return size
 
-    def _note(self, record: Record, offset: int) -> None:
-        key = record["file"]
-        self._superseded |= key in self._offsets
-        self._offsets[key] = offset
-        self._outdated.discard(key)
-        (self._failed.add if "error" in record else self._failed.discard)(key)
+    def _note(self, record: Record, offset: int) -> Entry:
+        photo = _identity(record)
+        self._superseded |= photo in self._entries
+        entry = Entry(offset, "error" in record, _version(record), _origin(record))
+        self._entries[photo] = entry
         if "sha256" in record:
-            self.digests.setdefault(record["sha256"], key)
+            self.digests.setdefault(record["sha256"], record["file"])
+        return entry
 
     def _compact(self) -> None:
         """Write the file anew with the latest record of each photograph, at the place of its first one."""
-        offsets, size = {}, self._start
+        size = self._start
         self._reader.seek(0)
         with replacing(self._target) as file:
             file.write(self._reader.read(self._start))
-            for key, offset in self._offsets.items():
-                self._reader.seek(offset)
-                offsets[key] = size
+            offsets = []
+            for entry in self._entries.values():
+                self._reader.seek(entry.offset)
+                offsets.append(size)
                 size += file.write(self._reader.readline())
             _sync(file)
+        for entry, offset in zip(self._entries.values(), offsets, strict=True):
+            entry.offset = offset
         self._writer.close()
         self._reader.close()
         self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
         self._reader = open(self._target, "rb")  # noqa: SIM115
-        self._offsets, self._size, self._superseded = offsets, size, False
+        self._size, self._superseded = size, False
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` in one step, once it is whole.
+    """A new file that takes the place of ``path`` in one step, once it is whole, with its mode and its owner.
 
-    What a killed run left of it has the same name, so that the next one clears it away.
+    What a killed run left of it has the same name, so that the next one clears it away; it is short, so that
+    no name that fits is too long because of it.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".captioner-{zlib.crc32(os.fsencode(path.name)):08x}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
         if path.exists():
             shutil.copymode(path, temporary)
+            if sys.platform != "win32":
+                with suppress(OSError):  # only root may give a file to another owner
+                    os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -265,8 +314,28 @@ def _decode(line: bytes, where: str) -> Record:
     """A line's record; DataError if it is none."""
     try:
         record: Record = json.loads(line)
-        if isinstance(record["file"], str):
+        if isinstance(record["file"], str) and ("caption" in record or "error" in record):
             return record
     except (ValueError, TypeError, KeyError):
         pass
     raise DataError(f"{where} is not a record of a batch: choose another output, or mend the file")
+
+
+def _identity(record: Record) -> str:
+    """A record's photograph, also where its path is relative to another folder than the one we are in."""
+    here, folder = identity(record["file"]), record.get("photo", {}).get("folder")
+    if folder is None or folder == os.path.dirname(here):
+        return here
+    there = os.path.join(folder, os.path.basename(record["file"]))
+    return there if os.path.lexists(there) else here  # or else the library has moved
+
+
+def _version(record: Record) -> tuple[int, float] | None:
+    photo = record.get("photo")
+    return (photo["bytes"], photo["modified"]) if photo else None
+
+
+def _origin(record: Record) -> str | None:
+    if "made_with" not in record:
+        return None
+    return sys.intern(json.dumps({"model": record["model"], **record["made_with"]}, sort_keys=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from threading import Thread
 from time import monotonic
@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from captioner.batch.counts import Counts
 from captioner.batch.items import Item
-from captioner.batch.run import Counts
+from captioner.batch.sidecars import FOREIGN
 from captioner.commandline import complain
 from captioner.errors import CaptionerError
 
@@ -90,8 +91,10 @@ class ProgressReport:
             )
 
     def summary(self, counts: Counts) -> None:
-        """Tell how the run ended."""
+        """Tell how the run ended, what it left alone, and which option does otherwise."""
         speed = counts.images_per_second
+        for sentence in () if self.quiet else _left_alone(counts):
+            complain(sentence)
         if not self.console.is_terminal:
             if not self.quiet:
                 self._print(
@@ -101,6 +104,10 @@ class ProgressReport:
                         "failed": counts.failed,
                         "already": counts.already,
                         "errors": dict(counts.errors),
+                        "changed": counts.changed,
+                        "made_otherwise": dict(counts.other_origins),
+                        "sidecars": {"written": counts.sidecars, "left": dict(counts.sidecars_left)},
+                        "left_out": dict(counts.left_out),
                         "seconds": round(counts.seconds, 1),
                         "images_per_second": round(speed, 2),
                     }
@@ -121,6 +128,21 @@ class ProgressReport:
 
     def _print(self, data: dict[str, Any]) -> None:
         print(json.dumps(data), file=sys.stderr, flush=True)
+
+
+def _left_alone(counts: Counts) -> Iterator[str]:
+    """What a run did not do that somebody may expect of it, a sentence for each."""
+    if counts.changed:
+        yield f"photographs captioned anew since their files had changed: {counts.changed}"
+    for change, count in counts.other_origins.most_common():
+        yield f"captions left that were made otherwise ({change}): {count}; --update makes them anew"
+    for reason, count in counts.sidecars_left.most_common():
+        advice = "" if reason == FOREIGN else "; --existing overwrite or append writes them all the same"
+        why = f"what is there {reason}, as for {counts.left_examples[reason]}"
+        yield f"sidecars not written: {count}, since {why}{advice}"
+    if counts.left_out:
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in counts.left_out.most_common())
+        yield f"not looked into: {kinds}; --all-files takes them too"
 
 
 def _clock(seconds: float) -> str:

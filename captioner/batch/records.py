@@ -1,7 +1,12 @@
 """Records: what a batch says of a photograph, as a line of JSON holds it.
 
 Either a caption, with the keys of :meth:`Caption.to_dict`, or ``{"file", "error", "error_kind"}``. With both
-a caption and an error, the caption is right but its sidecar could not be written.
+a caption and an error, the caption is right but its sidecar could not be written; ``sidecar`` says why one
+was left as it is.
+
+A run adds what its successors go by: ``photo``, the ``bytes`` of the file and when it was ``modified``, in
+seconds since 1970, with its absolute ``folder`` where ``file`` is relative; and ``made_with``, see
+:func:`~captioner.batch.origin.made_with`.
 """
 
 from __future__ import annotations

@@ -105,5 +105,7 @@ def _connect(scheme: str, host: str) -> tuple[Any, str]:
     try:
         filesystem, root = FileSystem.from_uri(f"{scheme}://{host}/")
     except ValueError as error:
-        raise OptionsError(f"{scheme}://{host} cannot be read: s3, gs, abfs, hdfs and file can") from error
+        raise OptionsError(
+            f"{scheme}://{host} cannot be read: s3, gs, abfs, hdfs and file can; download it first"
+        ) from error
     return filesystem, root

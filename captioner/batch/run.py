@@ -4,72 +4,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from time import monotonic
+from dataclasses import dataclass
+from typing import Any
 
+from captioner.batch.counts import Counts
 from captioner.batch.engine import Engine
-from captioner.batch.items import Item
-from captioner.batch.log import RecordLog
+from captioner.batch.items import Item, identity
+from captioner.batch.log import Entry, RecordLog
+from captioner.batch.origin import what_changed
 from captioner.batch.prefetch import prefetch
 from captioner.batch.records import Record
 from captioner.batch.sidecars import Sidecars
 from captioner.errors import DataError, ImageError
 
-__all__ = ["Counts", "run_batch"]
+__all__ = ["run_batch"]
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 DIGESTS_AHEAD = 64
-
-
-@dataclass
-class Counts:
-    """How far a run is.
-
-    Attributes:
-        captioned: photographs that this run captioned, sidecar and all.
-        already: photographs that had a record when it began.
-        errors: by kind, the photographs whose record has an error, whichever run wrote it.
-        failed: how many of those this run wrote.
-        examples: the first error of each kind: the file, and what is wrong.
-        stopped: whether it was told to stop before the end.
-        clock: gives seconds.
-    """
-
-    captioned: int = 0
-    already: int = 0
-    failed: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, tuple[str, str]] = field(default_factory=dict)
-    stopped: bool = False
-    clock: Callable[[], float] = monotonic
-
-    def __post_init__(self) -> None:
-        self._begun = self.clock()
-
-    @property
-    def done(self) -> int:
-        """Photographs that have a record."""
-        return self.captioned + self.failed + self.already
-
-    @property
-    def seconds(self) -> float:
-        """Since the run began."""
-        return self.clock() - self._begun
-
-    @property
-    def images_per_second(self) -> float:
-        """Of this run, those that failed included."""
-        return (self.captioned + self.failed) / max(self.seconds, 1e-9)
-
-    def note_error(self, record: Record) -> None:
-        """Count a record's error."""
-        kind = record.get("error_kind", "unknown")
-        self.errors[kind] += 1
-        self.examples.setdefault(kind, (record["file"], record["error"]))
+OF_THE_SIDECAR = ("sidecar", "error", "error_kind")
+"""What a record with a caption may say of its sidecar."""
 
 
 def run_batch(
@@ -77,6 +34,8 @@ def run_batch(
     engine: Engine,
     log: RecordLog,
     *,
+    origin: Mapping[str, Any] | None = None,
+    update: bool = False,
     sidecars: Sidecars | None = None,
     dedupe: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -84,11 +43,17 @@ def run_batch(
 ) -> Counts:
     """Caption all photographs that the log lacks, and write down each as soon as it is done.
 
+    A photograph whose file has changed since it was captioned is captioned anew.
+
     Args:
         items: all photographs; taken as the run goes.
         engine: what captions.
         log: where records go. It is finished if the run comes to its end, else left for the next one.
-        sidecars: what writes a file beside each photograph, before its record; members of shards have none.
+        origin: the ``model``, and what else :func:`~captioner.batch.origin.made_with` gives; None says
+            nothing of it in the records.
+        update: caption anew what was made with another model or other options; else it is counted.
+        sidecars: what writes a file beside each photograph, before its record; those of earlier records are
+            written as well. Members of shards and a store's files have none.
         dedupe: give photographs of equal bytes one caption; the records of all but the first name it as
             ``duplicate_of``, and each has its ``sha256``.
         stop: asked after each batch whether to stop.
@@ -97,7 +62,7 @@ def run_batch(
     Raises:
         CaptionerError: it cannot go on; what was done is written.
     """
-    run = _Run(log, sidecars, stop)
+    run = _Run(log, sidecars, stop, dict(origin or {}), update)
     todo = run.distinct(run.missing(items)) if dedupe else run.expect(run.missing(items))
     with closing(engine.run(todo)) as batches:
         for records in batches:
@@ -107,6 +72,7 @@ def run_batch(
             if stop():
                 break
     run.counts.stopped = stop()
+    run.counts.sidecars = sidecars.written if sidecars else 0
     if log.in_place or not run.counts.stopped:
         log.finish()
     return run.counts
@@ -118,48 +84,96 @@ class _Expected:
 
     Attributes:
         item: the photograph.
+        version: of the file, before it is read.
         digest: SHA-256 of its bytes, in hexadecimal, where duplicates are looked for.
         first: the key of the first photograph of the same bytes, if it is another one.
     """
 
     item: Item
+    version: tuple[int, float] | None
     digest: str = ""
     first: str = ""
 
 
 class _Run:
-    def __init__(self, log: RecordLog, sidecars: Sidecars | None, stop: Callable[[], bool]) -> None:
-        self.log, self.sidecars, self.stop = log, sidecars, stop
+    def __init__(
+        self,
+        log: RecordLog,
+        sidecars: Sidecars | None,
+        stop: Callable[[], bool],
+        origin: dict[str, Any],
+        update: bool,
+    ) -> None:
+        self.log, self.sidecars, self.stop, self.update = log, sidecars, stop, update
+        self.origin = json.dumps(origin, sort_keys=True)
+        self.made_with = {name: value for name, value in origin.items() if name != "model"}
         self.counts = Counts()
         self.expected: dict[str, _Expected] = {}  # by key, in the items' order
 
     def missing(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The photographs that need a caption; those that have one get what else this run is to make."""
         for item in items:
             if self.stop():
                 return
-            if item.key not in self.log:
+            entry = self.log.entry(item.key)
+            if entry is None or entry.outdated:
                 yield item
-                continue
-            self.counts.already += 1
-            if self.log.failed(item.key):
-                self.counts.note_error(self.log[item.key])
+            elif self._has_changed(item, entry):
+                self.counts.changed += 1
+                self.log.outdate(item.key)
+                yield item
+            elif (other := self._made_otherwise(entry)) and self.update:
+                self.log.outdate(item.key)
+                yield item
+            else:
+                self.counts.already += 1
+                self.counts.other_origins.update([other] if other else [])
+                self._keep(item, entry)
+
+    def _has_changed(self, item: Item, entry: Entry) -> bool:
+        version = item.version()
+        return entry.version is not None and version is not None and entry.version != version
+
+    def _made_otherwise(self, entry: Entry) -> str:
+        return what_changed(entry.origin, self.origin) if entry.origin and self.made_with else ""
+
+    def _keep(self, item: Item, entry: Entry) -> None:
+        """Leave a record as it is, except for what it says of its sidecar."""
+        if not entry.failed and not (self.sidecars and item.is_file):
+            return
+        record = self.log[item.key]
+        if "caption" in record and item.is_file and (self.sidecars or self.log.retry_errors):
+            kept = _without_sidecar(record)
+            kept |= self._write_sidecar(self.sidecars, item, kept, previous=kept) if self.sidecars else {}
+            if kept != record:
+                self.log.append(kept)
+            record = kept
+        if "error" in record:
+            self.counts.note_error(record)
 
     def expect(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:
-            self.expected[item.key] = _Expected(item)
+            self.expected[item.key] = _Expected(item, item.version())
             yield item
 
     def distinct(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those whose bytes come for the first time; the others wait for the record of the first."""
-        firsts = dict(self.log.digests)
+        firsts = {digest: key for digest, key in self.log.digests.items() if self._stands(key)}
         for item, digest in prefetch(_digest, items, workers=os.cpu_count() or 1, ahead=DIGESTS_AHEAD):
             first = firsts.setdefault(digest, item.key) if digest else item.key
             if first == item.key:
-                self.expected[item.key] = _Expected(item, digest)
+                self.expected[item.key] = _Expected(item, item.version(), digest)
                 yield item
             else:
-                self.expected[item.key] = _Expected(item, digest, first)
+                self.expected[item.key] = _Expected(item, item.version(), digest, first)
                 self._write_duplicates()
+
+    def _stands(self, key: str) -> bool:
+        """Whether this run will leave a photograph's record as it is, wherever it comes among the items."""
+        entry = self.log.entry(key)
+        if entry is None or entry.outdated or self._has_changed(Item(key, identity(key)), entry):
+            return False
+        return not (self.update and self._made_otherwise(entry))
 
     def write(self, record: Record) -> None:
         expected = self.expected.pop(record["file"])
@@ -173,13 +187,24 @@ class _Run:
             if expected.first not in self.log:
                 return
             del self.expected[key]
-            self._write(expected, self.log[expected.first] | {"file": key, "duplicate_of": expected.first})
+            record = self.log[expected.first]
+            record = _without_sidecar(record) if "caption" in record else record
+            self._write(expected, record | {"file": key, "duplicate_of": expected.first})
 
     def _write(self, expected: _Expected, record: Record) -> None:
+        item = expected.item
         if expected.digest:
             record["sha256"] = expected.digest
-        if self.sidecars and "caption" in record and expected.item.offset is None:
-            record |= self._write_sidecar(self.sidecars, record)
+        record.pop("photo", None)  # of the first of its bytes
+        if expected.version:
+            record["photo"] = dict(zip(("bytes", "modified"), expected.version, strict=True))
+            if not os.path.isabs(item.path):
+                record["photo"]["folder"] = os.path.dirname(identity(item.key))
+        if "caption" in record and self.made_with:
+            record.setdefault("made_with", self.made_with)
+        if self.sidecars and "caption" in record and item.is_file:
+            before = _without_sidecar(self.log[item.key]) if self.log.entry(item.key) else None
+            record |= self._write_sidecar(self.sidecars, item, record, previous=before)
         self.log.append(record)
         if "error" in record:
             self.counts.failed += 1
@@ -187,22 +212,32 @@ class _Run:
         else:
             self.counts.captioned += 1
 
-    def _write_sidecar(self, sidecars: Sidecars, record: Record) -> Record:
-        """What the record says of it, if it could not be written."""
+    def _write_sidecar(
+        self, sidecars: Sidecars, item: Item, record: Record, *, previous: Record | None
+    ) -> Record:
+        """What the record says of it: nothing if it is written, why it was left, or why it cannot be."""
         try:
-            sidecars.write(record["file"], record)
+            left = sidecars.write(item.path, record, previous=previous)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise DataError(
-                    f"{record['file']}: its sidecar cannot be written: {error.strerror}. The {len(self.log)} "
+                    f"{item.key}: its sidecar cannot be written: {error.strerror}. The {len(self.log)} "
                     "records so far are safe: make room, and the same command goes on"
                 ) from error
             problem = f"cannot be written: {error.strerror}"
         except DataError as error:
             problem = str(error)
         else:
-            return {}
+            if left is None:
+                return {}
+            self.counts.note_left(item.key, left)
+            return {"sidecar": str(left)}
         return {"error": f"its sidecar {problem}", "error_kind": "sidecar"}
+
+
+def _without_sidecar(record: Record) -> Record:
+    """A record without what it says of its sidecar."""
+    return {name: value for name, value in record.items() if name not in OF_THE_SIDECAR}
 
 
 def _digest(item: Item) -> str:

@@ -1,24 +1,55 @@
-"""Sidecars: the caption of a photograph in a small file beside it, as other programs read it."""
+"""Sidecars: the caption of a photograph in a small file beside it, as other programs read it.
+
+Nothing that somebody else wrote is lost or hidden unless the user asks for it: see :class:`Sidecars`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from captioner.batch.items import IMAGE_SUFFIXES
 from captioner.batch.log import Existing, replacing
 from captioner.batch.records import Record
-from captioner.batch.xmp import describe
+from captioner.batch.texts import append_line, is_blank, lines_of
+from captioner.batch.xmp import DEFAULT, describe, descriptions, parse
 from captioner.errors import DataError
 
-__all__ = ["SidecarKind", "SidecarNaming", "Sidecars"]
+__all__ = ["CAPTION_FIELD", "FOREIGN", "Left", "SidecarKind", "SidecarNaming", "Sidecars"]
 
-SidecarKind = Literal["txt", "xmp", "json"]
+SidecarKind = Literal["txt", "caption", "xmp", "json"]
 SidecarNaming = Literal["stem", "full"]
+
+CAPTION_FIELD = "{caption}"
+OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
+"""What every record with a caption has, and no other program's JSON."""
+
+
+class Left(NamedTuple):
+    """Why a caption was not written beside its photograph.
+
+    Attributes:
+        name: of the file that is in the way: a sidecar, or the photograph.
+        reason: a phrase about it.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
+
+
+FOREIGN = "is another program's"
+HAS_TEXT = "has a text already"
+HAS_CAPTION = "has a caption already"
+HAS_DESCRIPTION = "has a description already"
 
 
 class Sidecars:
@@ -26,77 +57,211 @@ class Sidecars:
 
     Its sidecar is ``dog.xmp`` for ``dog.jpg``, as Adobe's XMP specification (part 3) has it, as Lightroom and
     PhotoPrism read it and captions for training are named; or ``dog.jpg.xmp``, as digiKam, darktable and
-    PhotoPrism do. One of the full name that is there already is used in any case. So is the full name where
-    photographs of one folder share a stem, as ``dog.heic`` and ``dog.jpg`` do.
+    PhotoPrism do. One of the full name that is there already is used in any case, and an XMP of either name:
+    a second one would hide what the first one says. The full name is also used where photographs of one
+    folder share a stem, as ``dog.heic`` and ``dog.jpg`` do. Suffixes may be written ``.XMP`` or ``.Xmp``.
 
     Args:
-        kind: ``txt``: the caption, on a line; ``json``: the record; ``xmp``: ``dc:description``.
-        existing: what becomes of what is there. "skip" leaves a sidecar as it is, except that an XMP without
-            a description gets one; "overwrite" replaces it, of an XMP only the description; "append" adds a
-            line or a record, unless it is there already.
+        kind: ``txt`` and ``caption``: the caption, on a line; ``json``: the record; ``xmp``:
+            ``dc:description``.
+        existing: what becomes of what is there. "skip" leaves it as it is, except that an XMP without a
+            description gets one, unless the other name's XMP or the photograph itself has a description, in
+            whatever language; "overwrite" replaces it, of an XMP only the default description; "append" adds
+            a line or a record, unless it is there already. A JSON of another program is never touched. With
+            "skip" as well, what is just as this program wrote it before is brought up to date.
         naming: of new sidecars.
+        form: what a text says, with :data:`CAPTION_FIELD` where the caption is to be.
+        ours: absolute paths of files that no sidecar may replace, such as the output.
+
+    Attributes:
+        written: how many files it has written.
     """
 
     def __init__(
-        self, kind: SidecarKind, *, existing: Existing = "skip", naming: SidecarNaming = "stem"
+        self,
+        kind: SidecarKind,
+        *,
+        existing: Existing = "skip",
+        naming: SidecarNaming = "stem",
+        form: str = CAPTION_FIELD,
+        ours: Collection[str] = (),
     ) -> None:
         self.kind, self.existing, self.naming = kind, existing, naming
+        self.form, self.ours = form, ours
+        self.written = 0
+        # photographs come folder by folder
+        self._folder = lru_cache(maxsize=16)(lambda folder: _Folder(folder, kind))
 
     def path(self, photo: str) -> Path:
         """Where a photograph's sidecar is, or will be."""
-        full, stem = Path(f"{photo}.{self.kind}"), Path(photo).with_suffix(f".{self.kind}")
-        shared = Path(photo).stem in _shared_stems(os.path.dirname(photo))
-        return full if self.naming == "full" or shared or full.exists() else stem
+        return self._places(photo)[0]
 
-    def write(self, photo: str, record: Record) -> None:
+    def write(self, photo: str, record: Record, *, previous: Record | None = None) -> Left | None:
         """Write a photograph's sidecar, in one step: whoever reads it sees the old one or the new one.
+
+        Args:
+            photo: its path.
+            record: with its caption.
+            previous: the photograph's record until now: a sidecar that says just that is ours.
+
+        Returns:
+            Why nothing was written; None if the caption is there now.
 
         Raises:
             OSError: it cannot be written.
-            DataError: what is there is damaged, so that nothing can be added to it.
+            DataError: what is there is damaged or another program's, so that nothing can be added to it.
         """
-        path = self.path(photo)
-        old = path.read_bytes() if path.exists() else None
-        new = _WRITERS[self.kind](old, record, self.existing)
-        if new is not None and new != old:
-            with replacing(path) as file:
-                file.write(new)
-
-
-def _txt(old: bytes | None, record: Record, existing: Existing) -> bytes | None:
-    caption = str(record["caption"])
-    if old is None or existing == "overwrite":
-        return f"{caption}\n".encode()
-    if existing == "skip" or caption.encode() in old.splitlines():
-        return None
-    return old.removesuffix(b"\n") + f"\n{caption}\n".encode()
-
-
-def _json(old: bytes | None, record: Record, existing: Existing) -> bytes | None:
-    content: Any = record
-    if old is not None and existing == "skip":
-        return None
-    if old is not None and existing == "append":
+        path, others = self._places(photo)
+        if os.path.abspath(path) in self.ours:
+            raise DataError(f"{path.name} would take the place of a file of this run: rename one of them")
+        old = path.read_bytes() if os.path.lexists(path) else None
+        if old is not None and is_blank(old):
+            old = None
         try:
-            content = json.loads(old)
-        except ValueError as error:
-            raise DataError(f"is no JSON ({error})") from error
-        records = content if isinstance(content, list) else [content]
-        known = [(each.get("model"), each.get("caption")) for each in records if isinstance(each, dict)]
-        content = records if (record["model"], record["caption"]) in known else [*records, record]
-    return json.dumps(content, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
+            if self.kind == "xmp":
+                new = self._xmp(photo, path, others, old, record, previous)
+            else:
+                new = (self._json if self.kind == "json" else self._text)(path, old, record, previous)
+        except DataError as error:
+            raise DataError(f"{path.name} {error}") from error
+        if isinstance(new, Left):
+            return new
+        if new is not None and new != old:
+            self._replace(path, new)
+        return None
+
+    def _replace(self, path: Path, new: bytes) -> None:
+        if path.exists() and not path.stat().st_mode & 0o222:
+            raise DataError(f"{path.name} is read-only, and stays as it is")
+        with replacing(path) as file:
+            file.write(new)
+        self.written += 1
+
+    def _places(self, photo: str) -> tuple[Path, list[Path]]:
+        """Where a photograph's sidecar belongs, and other XMPs that say something of it."""
+        folder, name = os.path.split(photo)
+        names, stem = self._folder(folder), os.path.splitext(name)[0]
+        is_shared = names.stems[stem.casefold()] > 1
+        full = names.find(f"{name}.{self.kind}", any_case=names.photos[name.casefold()] == 1)
+        short = names.find(f"{stem}.{self.kind}", any_case=not is_shared)
+        short_is_there = self.kind == "xmp" and os.path.lexists(short)
+        wants_full = self.naming == "full" and not short_is_there
+        if os.path.lexists(full) or is_shared or wants_full:
+            return full, [short] if short_is_there else []
+        return short, []
+
+    def _line(self, record: Record) -> str:
+        return self.form.replace(CAPTION_FIELD, str(record["caption"]))
+
+    def _text(self, path: Path, old: bytes | None, record: Record, previous: Record | None) -> _Result:
+        line = self._line(record)
+        whole = f"{line}\n".encode()
+        if old is None or self.existing == "overwrite":
+            return whole
+        if line in lines_of(old):
+            return None
+        if self.existing == "append":
+            return append_line(old, line)
+        is_ours = previous is not None and old == f"{self._line(previous)}\n".encode()
+        return whole if is_ours else Left(path.name, HAS_TEXT)
+
+    def _json(self, path: Path, old: bytes | None, record: Record, previous: Record | None) -> _Result:
+        known = [] if old is None else _our_records(old)
+        if old is not None and not known:
+            if self.existing == "skip":
+                return Left(path.name, FOREIGN)
+            raise DataError("is no JSON of ours, and stays as it is: move it, or use another kind of sidecar")
+        content: Any = record
+        is_ours = self.existing == "skip" and known == [previous]
+        if known and self.existing != "overwrite" and not is_ours:
+            if _key(record) in map(_key, known):
+                return None
+            if self.existing == "skip":
+                return Left(path.name, HAS_CAPTION)
+            content = [*known, record]
+        return json.dumps(content, ensure_ascii=False, indent=2).encode(errors="backslashreplace") + b"\n"
+
+    def _xmp(
+        self,
+        photo: str,
+        path: Path,
+        others: Sequence[Path],
+        old: bytes | None,
+        record: Record,
+        previous: Record | None,
+    ) -> _Result:
+        caption = str(record["caption"])
+        if self.existing == "overwrite":
+            return describe(old, caption)
+        texts = [] if old is None else descriptions(parse(old))
+        if self.existing == "skip" and texts:
+            if (DEFAULT, caption) in texts:
+                return None
+            is_ours = previous is not None and texts == [(DEFAULT, str(previous["caption"]))]
+            return describe(old, caption) if is_ours else Left(path.name, HAS_DESCRIPTION)
+        elsewhere = [] if texts else [*_in_others(others), *_inside(photo)]
+        if self.existing == "append":
+            return describe(old, caption, "append", [text for _, text in elsewhere])
+        return elsewhere[0][0] if elsewhere else describe(old, caption)
 
 
-def _xmp(old: bytes | None, record: Record, existing: Existing) -> bytes | None:
-    return describe(old, record["caption"], existing)
+_Result: TypeAlias = bytes | Left | None
+"""A sidecar's new content, why it is left, or None where the caption is in it."""
 
 
-_WRITERS = {"txt": _txt, "json": _json, "xmp": _xmp}
+class _Folder:
+    """The names in a folder.
+
+    Attributes:
+        photos: how many photographs have a name, in whatever case.
+        stems: how many have a stem, likewise.
+    """
+
+    def __init__(self, path: str, kind: str) -> None:
+        self.path = path
+        self.photos: Counter[str] = Counter()
+        self.stems: Counter[str] = Counter()
+        self._sidecars: dict[str, str] = {}
+        for name in os.listdir(path or "."):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                self.photos[name.casefold()] += 1
+                self.stems[stem.casefold()] += 1
+            elif suffix.lower() == f".{kind}":
+                self._sidecars[name.casefold()] = name
+
+    def find(self, name: str, *, any_case: bool) -> Path:
+        """The path of a sidecar: of this name, or else of one that is there and differs in case alone."""
+        path = Path(self.path, name)
+        if any_case and not os.path.lexists(path):
+            path = path.with_name(self._sidecars.get(name.casefold(), name))
+        return path
 
 
-@lru_cache(maxsize=16)  # photographs come folder by folder
-def _shared_stems(folder: str) -> frozenset[str]:
-    """The stems that several photographs of a folder have."""
-    names = [Path(name) for name in os.listdir(folder or ".")]
-    stems = Counter(name.stem for name in names if name.suffix.lower() in IMAGE_SUFFIXES)
-    return frozenset(stem for stem, count in stems.items() if count > 1)
+def _our_records(data: bytes) -> list[Record]:
+    """The records of a JSON that this program wrote; none where another one did."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return []
+    records = content if isinstance(content, list) else [content]
+    return records if all(isinstance(each, dict) and each.keys() >= OURS for each in records) else []
+
+
+def _key(record: Record) -> tuple[str, str]:
+    return record["model"], record["caption"]
+
+
+def _in_others(paths: Iterable[Path]) -> Iterator[tuple[Left, str]]:
+    """The descriptions of other sidecars; one that is damaged tells nobody anything."""
+    for path in paths:
+        with suppress(DataError, OSError):
+            for _, text in descriptions(parse(path.read_bytes())):
+                yield Left(path.name, HAS_DESCRIPTION), text
+
+
+def _inside(photo: str) -> Iterator[tuple[Left, str]]:
+    from captioner.batch.embedded import embedded_descriptions  # with it comes Pillow, which --help can spare
+
+    for text in embedded_descriptions(photo):
+        yield Left(os.path.basename(photo), HAS_DESCRIPTION), text

@@ -1,107 +1,164 @@
 """The description in an XMP document: ISO 16684-1, ``dc:description``, a text for each language.
 
 Programs show the text whose language is ``x-default``. Everything else that a document holds, such as
-ratings, keywords, develop settings or descriptions in other languages, stays as it is.
+ratings, keywords or develop settings, stays as it is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from lxml import etree
 
 from captioner.errors import DataError
 
-__all__ = ["describe"]
+__all__ = ["describe", "descriptions", "parse"]
 
 NAMESPACES = {
     "x": "adobe:ns:meta/",
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
     "dc": "http://purl.org/dc/elements/1.1/",
+    "exif": "http://ns.adobe.com/exif/1.0/",
+    "tiff": "http://ns.adobe.com/tiff/1.0/",
+    "acdsee": "http://ns.acdsee.com/iptc/1.0/",
 }
+RDF, SUBJECT, ALT, ITEM, VALUE, ABOUT = (
+    f"{{{NAMESPACES['rdf']}}}{name}" for name in ("RDF", "Description", "Alt", "li", "value", "about")
+)
+ARRAYS = {f"{{{NAMESPACES['rdf']}}}{name}" for name in ("Alt", "Bag", "Seq")}
 DESCRIPTION = f"{{{NAMESPACES['dc']}}}description"
-SUBJECT, ALT, ITEM = (f"{{{NAMESPACES['rdf']}}}{name}" for name in ("Description", "Alt", "li"))
+ELSEWHERE = [
+    f"{{{NAMESPACES[prefix]}}}{name}"
+    for prefix, name in (
+        ("tiff", "ImageDescription"),
+        ("exif", "UserComment"),
+        ("acdsee", "caption"),
+        ("acdsee", "notes"),
+    )
+]
+"""Where programs put a description as well, or instead: digiKam, ACDSee and whatever copies EXIF."""
+
 LANGUAGE, DEFAULT = "{http://www.w3.org/XML/1998/namespace}lang", "x-default"
 
-EMPTY = """\
-<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+EMPTY = b"""\
+<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-  <rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/">
-   <dc:description>
-    <rdf:Alt>
-     <rdf:li xml:lang="x-default"/>
-    </rdf:Alt>
-   </dc:description>
-  </rdf:Description>
+  <rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"/>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>
 """
 
+Text = tuple[str, str]
+"""A language and a text; without a language ``x-default``."""
 
-def describe(document: bytes | None, text: str, existing: str = "overwrite") -> bytes:
-    """Set the default description of an XMP document.
 
-    Args:
-        document: the document as it is; None makes a new one.
-        text: the description; characters that XML cannot hold are left out.
-        existing: what becomes of a default description that is there: "skip" keeps it, "overwrite" replaces
-            it, "append" puts the new one on a line below, unless one of its lines is just that.
+def parse(document: bytes) -> etree._ElementTree:
+    """An XMP document as a tree.
 
     Raises:
         DataError: the document is not XMP.
     """
-    tree = _parse(EMPTY.encode() if document is None else document)
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+    try:
+        tree = etree.ElementTree(etree.fromstring(document, parser))
+    except etree.XMLSyntaxError as error:
+        raise DataError(f"is no XMP, or damaged ({error.msg})") from error
+    if next(tree.iter(RDF), None) is None:
+        raise DataError("is no XMP: it has no rdf:RDF")
+    return tree
+
+
+def descriptions(tree: etree._ElementTree) -> list[Text]:
+    """All descriptions that a document has, in whatever form and language; ``dc:description`` comes first."""
+    return [text for name in (DESCRIPTION, *ELSEWHERE) for text in _texts(tree, name)]
+
+
+def describe(
+    document: bytes | None,
+    text: str,
+    existing: Literal["overwrite", "append"] = "overwrite",
+    others: Sequence[str] = (),
+) -> bytes:
+    """Set the default description of an XMP document.
+
+    A description that stands in a form of its own, as a Bag, a plain text or an attribute, becomes an Alt, as
+    the standard has it: Adobe's toolkit reads nothing of a document in which two forms stand together.
+
+    Args:
+        document: the document as it is; None makes a new one.
+        text: the description; characters that XML cannot hold are left out.
+        existing: what becomes of a default description that is there: "overwrite" replaces it, "append" puts
+            the new one on a line below, unless one of its lines is just that. Where there is none, "append"
+            adds to what programs would show without one: that of the first language, or else ``others``.
+            Descriptions in other languages stay.
+        others: descriptions that the photograph has elsewhere.
+
+    Raises:
+        DataError: the document is not XMP.
+    """
+    tree = parse(EMPTY if document is None else document)
     text = "".join(letter for letter in text if letter.isprintable())
-    item = _default_item(tree)
-    old = item.text or ""
-    if document is not None and old and existing == "skip":
-        return document
-    if old and existing == "append":
-        text = old if text in old.splitlines() else f"{old}\n{text}"
-    item.text = text
+    found = _texts(tree, DESCRIPTION)
+    defaults = [value for language, value in found if language == DEFAULT]
+    if existing == "append":
+        shown = defaults or [value for _, value in descriptions(tree)[:1]] or list(others[:1])
+        lines = [line for value in shown for line in value.splitlines()]
+        text = "\n".join(shown if text in lines else [*shown, text])
+    _set_description(tree, [(DEFAULT, text), *(each for each in found if each[0] != DEFAULT)])
     declared = document is not None and document.lstrip(b"\xef\xbb\xbf").startswith(b"<?xml")
     return etree.tostring(tree, encoding="UTF-8", xml_declaration=declared)
 
 
-def _parse(document: bytes) -> etree._ElementTree:
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
-    try:
-        return etree.ElementTree(etree.fromstring(document, parser))
-    except etree.XMLSyntaxError as error:
-        raise DataError(f"is no XMP, or damaged ({error.msg})") from error
+def _subjects(tree: etree._ElementTree) -> list[etree._Element]:
+    return [subject for rdf in tree.iter(RDF) for subject in rdf.findall(SUBJECT)]
 
 
-def _default_item(tree: etree._ElementTree) -> etree._Element:
-    """The ``rdf:li`` of the default description, made where there is none."""
-    alternatives = _alternatives(tree)
-    for item in alternatives.findall("rdf:li", NAMESPACES):
-        if item.get(LANGUAGE) == DEFAULT:
-            return item
-    item = etree.Element(ITEM, {LANGUAGE: DEFAULT})
-    alternatives.insert(0, item)  # where readers that know no languages look
-    return item
+def _texts(tree: etree._ElementTree, name: str) -> list[Text]:
+    """The texts of a property that are not empty, in all forms that RDF has for it."""
+    found: list[Text] = []
+    for subject in _subjects(tree):
+        found.append((DEFAULT, str(subject.get(name, ""))))
+        for element in subject.findall(name):
+            found += _property(element)
+    return [(language, text) for language, text in found if text.strip()]
 
 
-def _alternatives(tree: etree._ElementTree) -> etree._Element:
-    """The ``rdf:Alt`` of the descriptions, made where there is none; a plain text becomes its default."""
-    rdf = next(tree.iter(f"{{{NAMESPACES['rdf']}}}RDF"), None)
-    if rdf is None:
-        raise DataError("is no XMP: it has no rdf:RDF")
-    subjects = rdf.findall("rdf:Description", NAMESPACES) or [
-        etree.SubElement(rdf, SUBJECT, {f"{{{NAMESPACES['rdf']}}}about": ""})
-    ]
-    found = next((child for subject in subjects for child in subject.findall(DESCRIPTION)), None)
-    if found is None:
-        found = etree.SubElement(subjects[0], DESCRIPTION, nsmap={"dc": NAMESPACES["dc"]})
-    alternatives = found.find(ALT)
-    if alternatives is not None:
-        return alternatives
-    plain = (found.text or "").strip()
-    for subject in subjects:  # RDF's short form
-        if DESCRIPTION in subject.attrib:
-            plain = str(subject.attrib.pop(DESCRIPTION))
-    found.text = None
-    alternatives = etree.SubElement(found, ALT)
-    if plain:
-        etree.SubElement(alternatives, ITEM, {LANGUAGE: DEFAULT}).text = plain
-    return alternatives
+def _property(element: etree._Element) -> Iterator[Text]:
+    array = next((child for child in element if child.tag in ARRAYS), None)
+    for item in [element] if array is None else array.findall(ITEM):
+        # a value with qualifiers stands in an rdf:value, which may be an attribute too
+        values = [str(each.get(VALUE)) for each in item.iter() if each.get(VALUE)]
+        values += [_text(each) for each in item.iter(VALUE)]
+        language = str(item.get(LANGUAGE, DEFAULT))
+        yield DEFAULT if language.lower() == DEFAULT else language, (values or [_text(item)])[0]
+
+
+def _text(element: etree._Element) -> str:
+    return str(element.xpath("string()")).strip()  # without comments, unlike itertext
+
+
+def _set_description(tree: etree._ElementTree, texts: Sequence[Text]) -> None:
+    """Let a document have one ``dc:description``, an Alt of these texts, at the place of the first it had."""
+    subjects = _subjects(tree)
+    if not subjects:
+        rdf = next(tree.iter(RDF))
+        subjects = [etree.SubElement(rdf, SUBJECT, {ABOUT: ""})]
+    elements = [element for subject in subjects for element in subject.findall(DESCRIPTION)]
+    for subject in subjects:
+        subject.attrib.pop(DESCRIPTION, "")
+    if elements:
+        first, tail = elements[0], elements[0].tail
+        first.clear()
+        first.tail = tail
+    else:
+        first = etree.SubElement(subjects[0], DESCRIPTION, nsmap={"dc": NAMESPACES["dc"]})
+    for other in elements[1:]:
+        parent = other.getparent()
+        assert parent is not None
+        parent.remove(other)
+    alternatives = etree.SubElement(first, ALT)
+    for language, text in texts:
+        etree.SubElement(alternatives, ITEM, {LANGUAGE: language}).text = text
