@@ -19,7 +19,7 @@ from service.errors import register_handlers
 from service.fetch import Fetcher
 from service.inputs import Service
 from service.metrics import Metrics
-from service.middleware import Authenticate, LimitBody, LocalOnly, Observe, SecureHeaders
+from service.middleware import Authenticate, HeadAsGet, LimitBody, LocalOnly, Observe, SecureHeaders
 from service.settings import Settings
 
 __all__ = ["create_app"]
@@ -94,11 +94,13 @@ def _middleware(settings: Settings, metrics: Metrics, *, local_only: bool) -> li
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],  # a client's library sends its own; who may call at all is the origin's matter
+        allow_private_network=True,  # nor does it matter in which network such a page is
         expose_headers=["Retry-After", "X-Request-ID"],
     )
     return [
+        Middleware(HeadAsGet),
         Middleware(Observe, metrics=metrics),
         Middleware(SecureHeaders),
         *([Middleware(LocalOnly)] if local_only else []),

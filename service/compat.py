@@ -6,7 +6,7 @@ A captioning model follows no instructions: of a chat it reads the photo, not th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from time import time
 from typing import Any
 
@@ -19,14 +19,14 @@ from service.compat_schemas import ChatCompletion, ChatRequest, GeneratedText, I
 from service.docs import body_of, problems
 from service.engine import Upload
 from service.errors import Problem, problem_of
-from service.inputs import ImageIn, Service, body_type, read_json, service_of, until_gone
+from service.inputs import ImageIn, ImageText, Service, body_type, read_json, service_of, until_gone
 from service.logs import REQUEST_ID
 from service.metrics import count_tokens
 from service.routes import BUSY, STRANGERS, caption_images, check_model, stream_image
-from service.schemas import Base64Image, CaptionOptions, UrlImage
+from service.schemas import CaptionOptions
 from service.sse import EventStream, format_event
 
-__all__ = ["router"]
+__all__ = ["before_stop", "router"]
 
 HUGGING_FACE_DUMMY = "dummy"
 """The model that huggingface_hub asks for where it was given a URL in place of one."""
@@ -66,18 +66,11 @@ async def create_chat_completion(request: Request) -> Response:
     if chat.stream:
         events = await stream_image(request, image, options)
         include_usage = chat.stream_options is not None and chat.stream_options.include_usage
-        return EventStream(request, _chunks(events, head, options, include_usage=include_usage))
+        chunks = _chunks(events, head, options, chat.stop or (), include_usage=include_usage)
+        return EventStream(request, chunks)
     (caption,) = await until_gone(request, caption_images(service, [image], options))
     found = _all_of(caption)
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": item.caption, "refusal": None},
-            "logprobs": None,
-            "finish_reason": _finish_reason(item, options),
-        }
-        for index, item in enumerate(found)
-    ]
+    choices = [_choice(index, item, chat.stop or (), options) for index, item in enumerate(found)]
     return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": _usage(found)})
 
 
@@ -98,20 +91,20 @@ async def image_to_text(request: Request) -> Response:
     image: ImageIn
     if body_type(request) == "application/json":
         body = await read_json(request, InferenceRequest)
-        image, given = Base64Image(base64=body.inputs), body.options()
+        image, given = ImageText(body.inputs, "inputs"), body.options()
     else:
         image, given = Upload(await request.body(), "image"), CaptionOptions()
     (caption,) = await until_gone(request, caption_images(service, [image], service.options(given)))
     return JSONResponse([{"generated_text": item.caption} for item in _all_of(caption)])
 
 
-def _last_image(chat: ChatRequest) -> UrlImage:
+def _last_image(chat: ChatRequest) -> ImageText:
     for message in reversed(chat.messages):
         urls = message.image_urls()
         if len(urls) > 1:
             raise Problem(400, "chat", "The chat cannot be followed", "send one photo in a message, not more")
         if urls:
-            return UrlImage(url=urls[0])
+            return ImageText(urls[0], "image_url.url")
     raise Problem(400, "chat", "The chat cannot be followed", "there is no photo: send one as an image_url")
 
 
@@ -122,7 +115,8 @@ def _chat_options(service: Service, chat: ChatRequest) -> SearchOptions:
     given: dict[str, Any] = {"max_length": min(limit, longest), "alternatives": (chat.n or 1) - 1}
     if chat.temperature or (chat.temperature is None and chat.top_p is not None):
         given |= {"do_sample": True, "temperature": max(0.01, chat.temperature or 1.0)}
-        given["top_p"] = None if chat.top_p is None else max(0.001, chat.top_p)
+        if chat.top_p not in (None, 1):  # clients send OpenAI's default by habit
+            given["top_p"] = max(0.001, chat.top_p)
         given["seed"] = None if chat.seed is None else chat.seed % 2**63
     return service.options(CaptionOptions(**given))
 
@@ -131,6 +125,7 @@ async def _chunks(
     events: AsyncGenerator[StreamEvent],
     head: dict[str, Any],
     options: SearchOptions,
+    stop: Sequence[str],
     *,
     include_usage: bool,
 ) -> AsyncGenerator[bytes]:
@@ -141,11 +136,15 @@ async def _chunks(
     async with contextlib.aclosing(events):
         try:
             yield chunk({"role": "assistant", "content": ""})
+            text, sent = "", 0
             async for event in events:
-                if event.text:
-                    yield chunk({"content": event.text})
+                text += event.text
+                certain = before_stop(text, stop, ended=event.caption is not None)
+                if certain > sent:
+                    yield chunk({"content": text[sent:certain]})
+                    sent = certain
                 if event.caption:
-                    yield chunk({}, _finish_reason(event.caption, options))
+                    yield chunk({}, _finish_reason(event.caption, stop, options))
                     if include_usage:
                         usage = _usage([event.caption])
                         yield format_event(
@@ -160,7 +159,33 @@ def _all_of(caption: Caption) -> list[Caption | Alternative]:
     return [caption, *caption.alternatives]
 
 
-def _finish_reason(caption: Caption | Alternative, options: SearchOptions) -> str:
+def _choice(
+    index: int, item: Caption | Alternative, stop: Sequence[str], options: SearchOptions
+) -> dict[str, Any]:
+    text = item.caption[: before_stop(item.caption, stop, ended=True)]
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": _finish_reason(item, stop, options),
+    }
+
+
+def before_stop(text: str, stop: Sequence[str], *, ended: bool) -> int:
+    """How many characters of a text come before the first of the texts to stop at that is complete.
+
+    While it has not ended, its last characters may be the beginning of one.
+    """
+    ends = [(place + len(each), place) for each in stop if (place := text.find(each)) >= 0]
+    if ends:
+        return min(ends)[1]
+    begun = [length for each in stop for length in range(1, len(each)) if text.endswith(each[:length])]
+    return len(text) - max(begun, default=0) * (not ended)
+
+
+def _finish_reason(caption: Caption | Alternative, stop: Sequence[str], options: SearchOptions) -> str:
+    if any(each in caption.caption for each in stop):
+        return "stop"
     return "length" if count_tokens(caption) >= options.max_length else "stop"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.schemas import EXAMPLE_PNG, CaptionOptions
+from service.schemas import EXAMPLE_PNG, CaptionOptions, as_url
 
 __all__ = ["ChatCompletion", "ChatRequest", "GeneratedText", "InferenceRequest"]
 
@@ -24,29 +24,49 @@ class TextPart(BaseModel):
 class ImageUrl(BaseModel):
     """Where a photo is."""
 
-    url: str = Field(description="A data: URI; https where the server allows its host.")
+    url: str = Field(description="A data: URI or base64; https where the server allows its host.")
 
 
 class ImagePart(BaseModel):
     """A photo."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(as_url, json_schema_input_type=ImageUrl | str)]
 
 
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _as_parts(data: Any) -> Any:
+    return [{"type": "text", "text": data}] if isinstance(data, str) else data
+
+
+def _as_list(data: Any) -> Any:
+    return [data] if isinstance(data, str) else data
+
+
+Contents = Annotated[
+    list[ContentPart], BeforeValidator(_as_parts, json_schema_input_type=list[ContentPart] | str)
+]
+StopText = Annotated[str, Field(min_length=1)]
+StopTexts = Annotated[
+    list[StopText],
+    BeforeValidator(
+        _as_list, json_schema_input_type=Annotated[list[StopText], Field(max_length=4)] | StopText
+    ),
+    Field(max_length=4),
+]
 
 
 class ChatMessage(BaseModel):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: Contents | None = None
 
     def image_urls(self) -> list[str]:
         """The photos in it."""
-        parts = self.content if isinstance(self.content, list) else []
-        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        return [part.image_url.url for part in self.content or () if isinstance(part, ImagePart)]
 
 
 class StreamOptions(BaseModel):
@@ -96,6 +116,7 @@ class ChatRequest(BaseModel):
     )
     top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
     seed: int | None = Field(None, description="Draw the same again.")
+    stop: StopTexts | None = Field(None, description="A caption ends before any of these texts, or this one.")
 
     @model_validator(mode="before")
     @classmethod

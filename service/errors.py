@@ -31,6 +31,7 @@ from starlette.exceptions import HTTPException
 
 from captioner import ImageDecodeError, ImageError, ImageSizeError, ImageTypeError, OptionsError
 from service.engine import DeadlineError, InferenceError, NotReadyError, QueueFullError
+from service.validation import complaints
 
 __all__ = ["Problem", "problem_of", "problem_response", "register_handlers"]
 
@@ -90,9 +91,13 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, RequestValidationError | ValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        kind = status.phrase.lower().replace(" ", "-")
-        return Problem(status, kind, status.phrase, error.detail, headers=dict(error.headers or {}))
+        status, headers = HTTPStatus(error.status_code), dict(error.headers or {})
+        kind, detail = status.phrase.lower().replace(" ", "-"), error.detail
+        if status == HTTPStatus.NOT_FOUND:
+            detail = "there is nothing at this path: `/docs` tells what there is"
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = f"this path does not take this method: use {headers.get('Allow', 'another one')}"
+        return Problem(status, kind, status.phrase, detail, headers=headers)
     for type_, (code, kind, title) in EXCEPTIONS.items():
         if isinstance(error, type_):
             retry = 1 if code == 503 else None
@@ -123,11 +128,8 @@ def register_handlers(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError | ValidationError) -> Problem:
-    """Where and why, but never the input itself, which can be a photo."""
-    found = [
-        {"where": ".".join(map(str, item["loc"])), "reason": str(item["msg"])} for item in error.errors()[:10]
-    ]
+    found = complaints(error.errors()[:10])
     detail = "; ".join(
-        f"{item['where']}: {item['reason']}" if item["where"] else item["reason"] for item in found
+        f"`{item['where']}` {item['reason']}" if item["where"] else item["reason"] for item in found
     )
     return Problem(400, "invalid", "The request is not valid", detail, errors=found)

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import sys
-from collections.abc import Coroutine, Sequence
+import re
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import unquote, unquote_to_bytes
 
 from fastapi import Request
 from pydantic import BaseModel
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from captioner import OptionsError, SearchOptions
 from service.engine import Engine, Upload
 from service.errors import Problem
 from service.fetch import Fetcher
-from service.schemas import MAX_IMAGES, Base64Image, CaptionOptions, CaptionsRequest, UrlImage
+from service.forms import read_form
+from service.schemas import MAX_IMAGES, CaptionOptions, CaptionsRequest, ImageRef
 from service.settings import Settings
+from service.validation import shown
 
 __all__ = [
     "ImageIn",
+    "ImageText",
     "Service",
     "body_type",
+    "load_each",
     "load_images",
     "read_captions_request",
     "read_json",
@@ -37,11 +39,27 @@ __all__ = [
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-ImageIn: TypeAlias = Upload | Base64Image | UrlImage
-"""A photo as a request brings it."""
+ADDRESS = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
-MAX_FIELD_BYTES = 16_384
-"""Of a form field that is no file."""
+
+@dataclass(frozen=True)
+class ImageText:
+    """A photo that a request brings as a text.
+
+    Attributes:
+        text: base64, a data: URI or an address.
+        field: where in the request it stands.
+        name: shown as the caption's ``file``; "" for the photo's number.
+    """
+
+    text: str
+    field: str
+    name: str = ""
+
+
+ImageIn: TypeAlias = Upload | ImageText
+"""A photo as a request brings it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ async def read_json(request: Request, model: type[M]) -> M:
         pydantic.ValidationError: it is not valid.
     """
     if body_type(request) != "application/json":
-        raise Problem(415, "body-type", "Not a body that is read", "send application/json")
+        raise _strange_body(request, "application/json")
     body = await request.body()  # in a thread, for there can be megabytes of base64 in it
     return await asyncio.to_thread(model.model_validate_json, body, strict=True)
 
@@ -102,14 +120,14 @@ async def read_captions_request(
     images: Sequence[ImageIn]
     if kind == "application/json":
         body = await read_json(request, CaptionsRequest)
-        given, images = body, body.images
+        given, images = body, [_text_of(image, number) for number, image in enumerate(body.images)]
     elif kind == "multipart/form-data":
-        form = await _read_form(request)
-        given, images = CaptionOptions.model_validate(_fields(form)), await _files(form)
+        images, fields = await read_form(request)
+        given = CaptionOptions.model_validate(fields)
+        if not images:
+            raise _invalid("the form brings no photo: send it as a file called `image`")
     else:
-        raise Problem(
-            415, "body-type", "Not a body that is read", "send multipart/form-data or application/json"
-        )
+        raise _strange_body(request, "multipart/form-data or application/json")
     limit = min(max_images, service.engine.queue_size)
     if len(images) > limit:
         raise _invalid(f"send {limit} photos at most in a request, not {len(images)}")
@@ -117,22 +135,35 @@ async def read_captions_request(
 
 
 async def load_images(service: Service, images: Sequence[ImageIn]) -> list[Upload]:
-    """The bytes of photos, wherever they are; Problem if one cannot be had.
+    """The bytes of photos, wherever they are; raises the Problem of the first that cannot be had."""
+    uploads = []
+    async for item in load_each(service, images):
+        if isinstance(item, Problem):
+            raise item
+        uploads.append(item)
+    return uploads
+
+
+async def load_each(service: Service, images: Sequence[ImageIn]) -> AsyncIterator[Upload | Problem]:
+    """The bytes of each photo, wherever it is, or why they cannot be had.
 
     Those of URLs together may be as large as a request's body.
     """
-    uploads, budget = [], service.settings.max_upload_bytes
+    budget = service.settings.max_upload_bytes
     for number, image in enumerate(images, 1):
-        if isinstance(image, UrlImage) and image.url[:5].lower() != "data:":
-            data = await service.fetcher.fetch(image.url, max_bytes=budget)
-            budget -= len(data)
-            image = Upload(data, image.name or f"image {number}")
-        elif not isinstance(image, Upload):
-            text = image.base64 if isinstance(image, Base64Image) else image.url
-            data = await asyncio.to_thread(_decode, text, number)
-            image = Upload(data, image.name or f"image {number}")
-        uploads.append(image)
-    return uploads
+        if isinstance(image, Upload):
+            yield image
+            continue
+        try:
+            if ADDRESS.match(image.text[:40]):
+                data = await service.fetcher.fetch(image.text, max_bytes=budget)
+                budget -= len(data)
+            else:
+                data = await asyncio.to_thread(_decode, image)
+        except Problem as problem:
+            yield problem
+        else:
+            yield Upload(data, image.name or f"image {number}")
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -160,53 +191,47 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-class _MultiPartParser(MultiPartParser):
-    spool_max_size = sys.maxsize  # photos stay off the disk; LimitBody bounds what they take
+def _text_of(image: ImageRef, number: int) -> ImageText:
+    field = "base64" if image.base64 else "url"
+    return ImageText(image.base64 or image.url, f"images.{number}.{field}", image.name)
 
 
-async def _read_form(request: Request) -> FormData:
-    """Starlette's ``Request.form``, which would write larger photos to the disk."""
-    parser = _MultiPartParser(
-        request.headers,
-        request.stream(),
-        max_files=MAX_IMAGES,
-        max_fields=100,
-        max_part_size=MAX_FIELD_BYTES,
-    )
-    try:
-        return await parser.parse()
-    except MultiPartException as error:
-        raise _invalid(error.message) from error
-
-
-def _fields(form: FormData) -> dict[str, Any]:
-    """Fields that are no photos; one that is repeated, or may be, is a list."""
-    found = {key: form.getlist(key) for key in form if key != "image"}
-    return {key: item if len(item) > 1 or key == "bad_words" else item[0] for key, item in found.items()}
-
-
-async def _files(form: FormData) -> list[Upload]:
-    uploads = []
-    for number, file in enumerate(form.getlist("image"), 1):
-        if not isinstance(file, UploadFile):
-            raise _invalid(f"image {number} is a text, not a file")
-        uploads.append(Upload(await file.read(), (file.filename or f"image {number}")[:255]))
-    if not uploads:
-        raise _invalid("there is no photo: send one as `image`")
-    return uploads
+def _strange_body(request: Request, wanted: str) -> Problem:
+    came = body_type(request)
+    detail = f"the body came {f'as {came[:100]}' if came else 'without a Content-Type'}: send {wanted}"
+    return Problem(415, "body-type", "Not a body that is read", detail)
 
 
 def _invalid(detail: str) -> Problem:
     return Problem(400, "invalid", "The request is not valid", detail)
 
 
-def _decode(text: str, number: int) -> bytes:
-    """Base64, alone or as a data: URI (RFC 2397)."""
-    if text[:5].lower() == "data:":
-        head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
-            raise Problem(400, "base64", "Not base64", f"image {number}: a data: URI must be `…;base64,…`")
+def _decode(image: ImageText) -> bytes:
+    """The bytes of base64 or of a data: URI (RFC 2397), which may be percent-encoded."""
+    text = unquote(image.text) if image.text[:7].lower() == "data%3a" else image.text
+    if text[:5].lower() != "data:":
+        return _from_base64(text.encode(), image)
+    head, comma, rest = text.partition(",")
+    if not comma:
+        raise _not_base64(image)
+    data = unquote_to_bytes(rest)
+    return _from_base64(data, image) if head.replace(" ", "").lower().endswith(";base64") else data
+
+
+def _from_base64(data: bytes, image: ImageText) -> bytes:
+    """With or without padding and line breaks, in the standard or the URL-safe alphabet (RFC 4648)."""
+    data = data.translate(URL_SAFE, b" \t\r\n").rstrip(b"=")
+    if not data:
+        raise _not_base64(image)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Problem(400, "base64", "Not base64", f"image {number}: {error}") from error
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except ValueError as error:
+        raise _not_base64(image) from error
+
+
+def _not_base64(image: ImageText) -> Problem:
+    detail = (
+        f"`{image.field}` is {shown(image.text)}, which is neither base64 nor an address: "
+        "send the photo's bytes as base64 or as `data:image/jpeg;base64,…`"
+    )
+    return Problem(400, "base64", "Not base64", detail)

@@ -1,8 +1,8 @@
 """What every request passes on its way in and every answer on its way out, as plain ASGI.
 
-From the outside in: :class:`Observe`, :class:`SecureHeaders`, :class:`LocalOnly`, Starlette's CORS,
-:class:`Authenticate`, :class:`LimitBody`. Plain ASGI, since Starlette's ``BaseHTTPMiddleware`` hides a
-client's going away.
+From the outside in: :class:`HeadAsGet`, :class:`Observe`, :class:`SecureHeaders`, :class:`LocalOnly`,
+Starlette's CORS, :class:`Authenticate`, :class:`LimitBody`. Plain ASGI, since Starlette's
+``BaseHTTPMiddleware`` hides a client's going away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.settings import Settings, is_this_machine
 
-__all__ = ["PAGE_POLICY", "Authenticate", "LimitBody", "LocalOnly", "Observe", "SecureHeaders"]
+__all__ = [
+    "PAGE_POLICY",
+    "Authenticate",
+    "HeadAsGet",
+    "LimitBody",
+    "LocalOnly",
+    "Observe",
+    "SecureHeaders",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +50,23 @@ DRAIN = 4
 
 CLIENT_GONE = 499
 """The status in logs and metrics of a request that nobody waits for any more; nginx's number for it."""
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without a body (RFC 9110, 9.3.2), which FastAPI leaves to each route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, without_body)
 
 
 class Observe:

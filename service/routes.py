@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from captioner import Caption, SearchOptions, StreamEvent
+from captioner import Caption, ImageError, SearchOptions, StreamEvent
 from service.docs import body_of, events_of, problems
-from service.engine import NotReadyError
+from service.engine import NotReadyError, Upload
 from service.errors import Problem, problem_of
-from service.inputs import ImageIn, Service, load_images, read_captions_request, service_of, until_gone
+from service.inputs import (
+    ImageIn,
+    Service,
+    load_each,
+    load_images,
+    read_captions_request,
+    service_of,
+    until_gone,
+)
 from service.schemas import (
     CaptionOut,
     CaptionsForm,
@@ -51,14 +61,22 @@ BUSY = (408, 413, 415, 422, 429, 500, 503)
     responses=problems(400, *STRANGERS, *BUSY),
     openapi_extra=body_of({"multipart/form-data": CaptionsForm, "application/json": CaptionsRequest}),
 )
-async def create_captions(request: Request) -> Response:
+async def create_captions(
+    request: Request,
+    partial: Annotated[
+        bool,
+        Query(description="Answer although a photo cannot be captioned, with an error in its place."),
+    ] = False,
+) -> Response:
     """A caption for each photo, in order, with the confidence of each word."""
     images, options = await read_captions_request(request)
     service = service_of(request)
-    captions = await until_gone(request, caption_images(service, images, options))
-    return JSONResponse(
-        {"model": service.engine.captioner.name, "captions": [caption.to_dict() for caption in captions]}
-    )
+    if partial:
+        captions = await until_gone(request, caption_each(service, images, options))
+    else:
+        found = await until_gone(request, caption_images(service, images, options))
+        captions = [caption.to_dict() for caption in found]
+    return JSONResponse({"model": service.engine.captioner.name, "captions": captions})
 
 
 @router.post(
@@ -136,6 +154,34 @@ async def caption_images(
     return await service.engine.caption(await load_images(service, images), options)
 
 
+async def caption_each(
+    service: Service, images: Sequence[ImageIn], options: SearchOptions
+) -> list[dict[str, Any]]:
+    """:func:`caption_images`, but with what is wrong in the place of a photo that cannot be used."""
+    names = [image.name or f"image {number}" for number, image in enumerate(images, 1)]
+    service.engine.check_room(len(images))
+
+    async def caption(upload: Upload | Problem) -> Caption | Problem:
+        if isinstance(upload, Problem):
+            return upload
+        try:
+            (found,) = await service.engine.caption([upload], options)
+        except ImageError as error:
+            return problem_of(error)
+        return found
+
+    tasks = [asyncio.create_task(caption(item)) async for item in load_each(service, images)]
+    try:
+        found = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return [
+        _failed(name, item) if isinstance(item, Problem) else item.to_dict()
+        for name, item in zip(names, found, strict=True)
+    ]
+
+
 async def stream_image(
     request: Request, image: ImageIn, options: SearchOptions
 ) -> AsyncGenerator[StreamEvent]:
@@ -164,6 +210,11 @@ def check_model(service: Service, name: str) -> None:
     if name not in (served, "default"):
         detail = f"this server has {served!r}, not {name[:100]!r}"
         raise Problem(404, "model", "No such model", detail)
+
+
+def _failed(name: str, problem: Problem) -> dict[str, Any]:
+    found = problem.document
+    return {"file": name, "error": found["detail"], "type": found["type"], "status": found["status"]}
 
 
 async def _as_sse(events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:

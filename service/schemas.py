@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from captioner import GenerationOptions
 
 __all__ = [
-    "Base64Image",
     "CaptionOptions",
     "CaptionOut",
     "CaptionsForm",
     "CaptionsOut",
     "CaptionsRequest",
+    "FailedOut",
+    "ImageRef",
     "ModelOut",
     "ModelsOut",
     "ProblemOut",
@@ -22,7 +23,7 @@ __all__ = [
     "StreamForm",
     "StreamRequest",
     "TextOut",
-    "UrlImage",
+    "as_url",
 ]
 
 MAX_IMAGES = 64
@@ -84,20 +85,35 @@ class CaptionOptions(_Strict):
         return GenerationOptions(**given)
 
 
-class Base64Image(_Strict):
-    """A photo in the request itself."""
+class ImageRef(_Strict):
+    """A photo in the request itself, or elsewhere."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["base64"]}, {"required": ["url"]}]},
+    )
     base64: str = Field(
-        description="The file's bytes, base64.", json_schema_extra={"contentEncoding": "base64"}
+        "", description="The file's bytes, base64.", json_schema_extra={"contentEncoding": "base64"}
+    )
+    url: str = Field(
+        "", description="An address, where the server allows its host; or a data: URI with the photo itself."
     )
     name: str = Field("", max_length=255, description="Comes back as the caption's `file`.")
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ImageRef:
+        given = self.model_fields_set & {"base64", "url"}
+        if len(given) != 1:
+            both = "both `base64` and `url`" if given else "neither `base64` nor `url`"
+            raise ValueError(f"has {both}: send one of them")
+        return self
 
-class UrlImage(_Strict):
-    """A photo elsewhere, where the server allows its host."""
 
-    url: str = Field(description="An https address, or a data: URI with the photo itself.")
-    name: str = Field("", max_length=255, description="Comes back as the caption's `file`.")
+def as_url(data: Any) -> Any:
+    """A text in place of an object with a ``url``."""
+    return {"url": data} if isinstance(data, str) else data
+
+
+ImageOrText = Annotated[ImageRef, BeforeValidator(as_url, json_schema_input_type=ImageRef | str)]
 
 
 class CaptionsRequest(CaptionOptions):
@@ -106,13 +122,13 @@ class CaptionsRequest(CaptionOptions):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"images": [{"base64": EXAMPLE_PNG}], "attention": True}]}
     )
-    images: list[Base64Image | UrlImage] = Field(min_length=1, max_length=MAX_IMAGES)
+    images: list[ImageOrText] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class StreamRequest(CaptionsRequest):
     """One photo, and how to caption it."""
 
-    images: list[Base64Image | UrlImage] = Field(min_length=1, max_length=1)
+    images: list[ImageOrText] = Field(min_length=1, max_length=1)
 
 
 class CaptionsForm(CaptionOptions):
@@ -172,11 +188,20 @@ class TextOut(BaseModel):
     text: str
 
 
+class FailedOut(BaseModel):
+    """Why one photo has no caption."""
+
+    file: str
+    error: str = Field(description="What is wrong, and what to do about it: the problem's `detail`.")
+    type: str = Field(description="The problem's `type`.")
+    status: int = Field(description="What a request with this photo alone is answered with.")
+
+
 class CaptionsOut(BaseModel):
-    """A caption for each photo, in order."""
+    """A caption for each photo, in order; with `partial`, an error in the place of each that has none."""
 
     model: str
-    captions: list[CaptionOut]
+    captions: list[CaptionOut | FailedOut]
 
 
 class ModelOut(BaseModel):

@@ -17,9 +17,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from images import draw_noise, encode
 from problems import check_problem
 from standins import Crashing
-from tiny import tiny_captioner
+from tiny import tiny_captioner, tiny_checkpoint
 
-from captioner import Caption
+from captioner import Caption, Captioner, GenerationOptions
+from captioner.runners import CheckpointRunner
+from service.compat import before_stop
 
 
 def expected(photo: bytes, **options: Any) -> Caption:
@@ -180,11 +182,53 @@ def test_openai_fields_without_effect(client_of_openai: openai.OpenAI, chat: lis
         model="tiny",
         messages=chat,
         frequency_penalty=1,
-        stop=["."],
         user="me",
         response_format={"type": "text"},
     )
     assert answer.choices[0].message.content == expected(photo).caption
+
+
+def test_openai_stops(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
+    create = client_of_openai.chat.completions.create
+    caption = expected(photo).caption
+    _, second, third, *_ = caption.split()
+    within = f"{second[-1]} {third[:2]}"  # from one word into the next
+    for stop, text in {
+        second: caption[: caption.index(second)],
+        within: caption[: caption.index(within)],
+        ".": caption,
+        caption[0]: "",
+    }.items():
+        for given in (stop, ["never said", stop]):
+            (choice,) = create(model="tiny", messages=chat, stop=given).choices
+            assert choice.message.content == text
+            assert choice.finish_reason == ("stop" if stop in caption else "length")
+            chunks = [
+                chunk.choices[0] for chunk in create(model="tiny", messages=chat, stop=given, stream=True)
+            ]
+            assert "".join(chunk.delta.content or "" for chunk in chunks) == text
+            assert chunks[-1].finish_reason == choice.finish_reason
+
+
+def test_what_may_be_the_beginning_of_a_stop_is_held_back():
+    assert before_stop("a dog in the", ["the sea"], ended=False) == len("a dog in ")
+    assert before_stop("a dog in the", ["the sea"], ended=True) == len("a dog in the")
+    assert before_stop("a dog in the sea", ["the sea", "in the s"], ended=False) == len("a dog ")
+    assert before_stop("a dog", [], ended=False) == len("a dog")
+
+
+def test_the_models_own_settings_of_sampling_count(serve, chat: list[Any], photo: bytes):
+    checkpoint = tiny_checkpoint()
+    checkpoint.generation["top_k"] = 1  # so that the likeliest word is always drawn
+    model = Captioner(CheckpointRunner(checkpoint), name="tiny")
+    likeliest = model.caption([photo], GenerationOptions(num_beams=1))[0].caption
+    with serve(model) as client:
+        for given in ({"temperature": 1}, {"temperature": 2, "top_p": 1}, {"top_p": 0.99}):
+            answer = client.post("/v1/chat/completions", json={"messages": chat, **given}).json()
+            assert answer["choices"][0]["message"]["content"] == likeliest
+        body = {"images": [base64.b64encode(photo).decode()], "do_sample": True, "top_k": 0, "seed": 3}
+        (caption,) = client.post("/v1/captions", json=body).json()["captions"]
+        assert caption["caption"] != likeliest, "what is asked for counts more"
 
 
 def test_a_stream_that_fails_midway_is_an_error(serve, photo: bytes):

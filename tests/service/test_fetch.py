@@ -14,8 +14,7 @@ from tiny import tiny_captioner
 from service.engine import Engine
 from service.errors import Problem
 from service.fetch import Fetcher, is_public, resolve
-from service.inputs import Service, load_images
-from service.schemas import UrlImage
+from service.inputs import ImageText, Service, load_images
 from service.settings import Settings
 
 PUBLIC = "93.184.216.34"
@@ -337,7 +336,7 @@ def test_the_photos_of_a_request_share_one_budget():
         settings = Settings(max_upload_mb=0.001)
         fetcher = Fetcher(["photos.example"], transport=network, resolver=network.resolve)
         service = Service(settings, Engine(tiny_captioner()), fetcher)
-        urls = [UrlImage(url=f"https://photos.example/{number}") for number in range(2)]
+        urls = [ImageText(f"https://photos.example/{number}", "url") for number in range(2)]
         assert [item.data for item in await load_images(service, urls[:1])] == [b"x" * 600]
         with pytest.raises(Problem) as problem:
             await load_images(service, urls)

@@ -160,7 +160,7 @@ def test_photos_that_cannot_be_used(client: httpx.Client, data: bytes, status: i
         (b"[]", "application/json", 400),
         (b'{"images": [{"base64": "\xff"}]}', "application/json", 400),
         (b'{"images": [{"base64": "####"}]}', "application/json", 400),
-        (b'{"images": [{"url": "data:image/png,abc"}]}', "application/json", 400),
+        (b'{"images": [{"url": "data:image/png;base64,####"}]}', "application/json", 400),
         (b'{"images": [{"url": "data:image/png;base64"}]}', "application/json", 400),
         (b"a=1", "application/x-www-form-urlencoded", 415),
         (b"photo", "text/plain", 415),
