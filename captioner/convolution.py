@@ -5,8 +5,8 @@ Its weights are laid out once for all calls, and padding one side more than the 
 The operators called here are those that ``torch.compile`` puts in place of convolutions. Elsewhere, and in
 training, torch's ordinary convolution runs.
 
-In OpenVINO the same network took a quarter (float32) or a fifth (bfloat16) less time still on one core of an AMD
-EPYC with AVX-512, but tracing and converting it takes seconds at each start, and its threads are its own.
+In OpenVINO the same network takes a quarter (float32) or a fifth (bfloat16) less time still on one core of an
+AMD EPYC with AVX-512. But tracing and conversion take seconds at each start, and it has threads of its own.
 """
 
 from __future__ import annotations
