@@ -14,12 +14,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from captioner.linear import PackedWeights, runs_plain_inference
 
 __all__ = ["SameConv2d", "fuses"]
 
@@ -52,41 +53,12 @@ def fuses(dtype: torch.dtype, onednn: Any = torch.ops.mkldnn) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A convolution's weights as oneDNN wants them.
-
-    Attributes:
-        source: the weights they were made from; kept, so that no others can come to lie at their address.
-        version: how often those had been changed in place by then.
-        size: rows and columns of the images they are laid out for.
-        weight: oneDNN's own layout.
-        padding: above and below, left and right.
-    """
-
-    source: Tensor
-    version: int
-    size: torch.Size
-    weight: Tensor
-    padding: list[int]
-
-    def suits(self, weight: Tensor, size: torch.Size) -> bool:
-        return (
-            self.size == size
-            and self.source.data_ptr() == weight.data_ptr()
-            and self.source.dtype == weight.dtype
-            and self.version == _version(weight)
-        )
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding: of an odd padding, right and bottom get the surplus."""
 
-    _packed: _Packed | None = None  # no part of the weights: made when first needed
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._packed = PackedWeights()
 
     def forward(self, x: Tensor, *, relu6: bool = False, skip: Tensor | None = None) -> Tensor:
         """``(B, in, H, W)`` -> ``(B, out, ceil(H/stride), ceil(W/stride))``.
@@ -97,13 +69,7 @@ class SameConv2d(nn.Conv2d):
             skip: added to the result, whose shape it has.
         """
         assert not relu6 or skip is None
-        if (
-            x.device.type == "cpu"
-            and x.dtype == self.weight.dtype
-            and not torch.is_grad_enabled()  # the operators have no derivative
-            and not torch.is_autocast_enabled("cpu")  # nor do they know autocast's number type
-            and fuses(x.dtype)
-        ):
+        if runs_plain_inference(x, self.weight) and fuses(x.dtype):
             return self._fused(x, relu6, skip)
         before, after = self._padding(x.shape[-2:])
         if before == after:
@@ -122,27 +88,25 @@ class SameConv2d(nn.Conv2d):
         return [pad // 2 for pad in missing], [pad - pad // 2 for pad in missing]
 
     def _fused(self, x: Tensor, relu6: bool, skip: Tensor | None) -> Tensor:
-        packed, onednn = self._packed, torch.ops.mkldnn
-        if packed is None or not packed.suits(self.weight, x.shape[-2:]):
-            packed = self._packed = self._pack(x)
-        common = (packed.weight, self.bias, packed.padding, self.stride, [1, 1], self.groups)
+        onednn = torch.ops.mkldnn
+        weight, padding = self._packed.get(self.weight, x.shape[-2:], lambda: self._pack(x))
+        common = (weight, self.bias, padding, self.stride, [1, 1], self.groups)
         if skip is None:
             y: Tensor = onednn._convolution_pointwise(x, *common, *(RELU6 if relu6 else NOTHING))
         else:
             y = onednn._convolution_pointwise.binary(x, skip, *common, "add", 1.0, None, [], None)
         return y
 
-    def _pack(self, x: Tensor) -> _Packed:
-        """A kernel whose padding differs from side to side grows by zeros where there is less of it."""
-        size = x.shape[-2:]
-        before, after = self._padding(size)
-        rows, columns = (more - less for more, less in zip(after, before, strict=True))
-        weight = F.pad(self.weight.detach(), (columns, 0, rows, 0)) if rows or columns else self.weight
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, after, self.stride, [1, 1], self.groups, list(x.shape)
-        )
-        return _Packed(self.weight.detach(), _version(self.weight), size, packed, after)
+    def _pack(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """The weights for images of such a size, and the padding on both sides.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the packed weights, which cannot be copied."""
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+        A kernel whose padding differs from side to side grows by zeros where there is less of it.
+        """
+        before, after = self._padding(x.shape[-2:])
+        rows, columns = (more - less for more, less in zip(after, before, strict=True))
+        weight = self.weight.detach()
+        if rows or columns:
+            weight = F.pad(weight, (columns, 0, rows, 0))
+        shape = list(x.shape)
+        pack = torch.ops.mkldnn._reorder_convolution_weight
+        return pack(weight, after, self.stride, [1, 1], self.groups, shape), after

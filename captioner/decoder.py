@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captioner.linear import Linear, linear
+from captioner.linear import Linear, PackedWeights, linear
 
 __all__ = ["Activation", "CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
 
@@ -82,47 +82,61 @@ class KVCache:
         prompt: tokens that all rows begin with.
         length: tokens of a row that fit, the prompt's included.
         like: gives device and dtype.
+
+    Attributes:
+        tokens: of each row so far.
+        mask: ``(B, N, slots)``, what attention adds to its scores: 0 where a row sees a slot, else -inf.
     """
+
+    ROUND = 8
+    """Slots that attention reads are a multiple of it, as the fused kernels of a GPU want their masks."""
 
     def __init__(
         self, config: DecoderConfig, *, images: int, rows: int, prompt: int, length: int, like: Tensor
     ) -> None:
-        slots = prompt + (length - prompt) * rows
+        slots = self._rounded(prompt + (length - prompt) * rows)
         shape = (config.layers, 2, images, config.heads, slots, config.width // config.heads)
-        self.buffer = torch.zeros(shape, device=like.device, dtype=like.dtype)
-        self.visible = torch.zeros(images, rows, slots, device=like.device, dtype=torch.bool)
-        self.visible[..., :prompt] = True
-        self.prompt = prompt
+        self.buffer = like.new_zeros(shape)
+        self.mask = like.new_full((images, rows, slots), -torch.inf)
+        self.mask[..., :prompt] = 0
+        self.itself = like.new_full((rows, rows), -torch.inf).fill_diagonal_(0)
+        self.prompt, self.tokens = prompt, 0
 
-    def place(self, rows: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rounded(self, slots: int) -> int:
+        return -(-slots // self.ROUND) * self.ROUND
+
+    def place(self, rows: int, count: int) -> tuple[slice, int, Tensor]:
         """Give slots to tokens: the prompt's all at once (one row), then one token for each row.
 
         Returns:
-            The slots ``(rows*T,)`` of the tokens at ``positions (T,)`` and the attention mask
-            ``(B or 1, 1, rows*T, slots)``, bool, True where a token sees a slot.
+            The slots of the tokens, how many slots attention reads, and its mask, which broadcasts to
+            ``(B, heads, rows * count, slots read)``.
         """
-        slots = torch.arange(self.visible.shape[-1], device=positions.device)
-        if rows == 1:
-            return positions, (slots <= positions[:, None])[None, None]
-        assert (rows, len(positions)) == (self.visible.shape[1], 1), "one token for each row"
-        taken = self.prompt + (positions - self.prompt) * rows + slots[:rows]
-        self.visible |= slots == taken[:, None]
-        return taken, self.visible[:, None]
+        start, self.tokens = self.tokens, self.tokens + count
+        if start < self.prompt:
+            assert (rows, start, count) == (1, 0, self.prompt), "the whole prompt, as one row"
+            causal = self.mask.new_full((count, count), -torch.inf).triu_(1)
+            return slice(0, count), count, causal
+        assert (rows, count) == (self.mask.shape[1], 1), "one token for each row"
+        first = self.prompt + (start - self.prompt) * rows
+        taken, read = slice(first, first + rows), self._rounded(first + rows)
+        self.mask[..., taken] = self.itself
+        return taken, read, self.mask[:, None, :, :read]
 
-    def update(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values ``(B, heads, n, d)`` at ``slots (n,)``; return the whole buffers."""
-        self.buffer[layer, 0].index_copy_(2, slots, keys)
-        self.buffer[layer, 1].index_copy_(2, slots, values)
-        return self.buffer[layer, 0], self.buffer[layer, 1]
+    def update(self, layer: int, slots: slice, read: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values ``(2, B, heads, n, d)``; return those of all the slots to read."""
+        self.buffer[layer, :, :, :, slots] = keys_values
+        keys, values = self.buffer[layer, :, :, :, :read]
+        return keys, values
 
     def follow(self, parents: Tensor) -> None:
         """Row ``n`` of image ``b`` goes on from its image's row ``parents[b, n]``."""
-        self.visible = self.visible.gather(1, parents[..., None].expand_as(self.visible))
+        self.mask = self.mask.gather(1, parents[..., None].expand_as(self.mask))
 
     def keep(self, images: Tensor) -> None:
         """Keep the given images ``(B',)`` alone."""
         self.buffer = self.buffer.index_select(2, images)
-        self.visible = self.visible.index_select(0, images)
+        self.mask = self.mask.index_select(0, images)
 
 
 CrossCache = list[tuple[Tensor, Tensor]]
@@ -140,19 +154,19 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(rows, T, D)`` -> queries, keys and values ``(rows, heads, T, d)``."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
+    def project(self, x: Tensor) -> Tensor:
+        """``(rows, T, D)`` -> queries, keys and values ``(3, rows, heads, T, d)``."""
+        out: Tensor = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return out
 
     def forward(self, x: Tensor, *, causal: bool) -> Tensor:
         q, k, v = self.project(x)
         return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
-    def cached(self, x: Tensor, cache: KVCache, layer: int, slots: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.project(x)
-        keys, values = cache.update(layer, slots, k, v)
-        return self.merge(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask))
+    def cached(self, x: Tensor, cache: KVCache, layer: int, slots: slice, read: int, mask: Tensor) -> Tensor:
+        projected = self.project(x)
+        keys, values = cache.update(layer, slots, read, projected[1:])
+        return self.merge(F.scaled_dot_product_attention(projected[0], keys, values, attn_mask=mask))
 
     def merge(self, attended: Tensor) -> Tensor:
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
@@ -243,6 +257,7 @@ class TextDecoder(nn.Module):
             else None
         )
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
+        self._packed_output = PackedWeights()
 
     def cross_cache(self, region_tokens: Tensor) -> CrossCache:
         """Each layer's keys and values of the region tokens ``(B, R, D)``; computed once per image."""
@@ -254,36 +269,33 @@ class TextDecoder(nn.Module):
         cross: CrossCache,
         *,
         cache: KVCache | None = None,
-        positions: Tensor | None = None,
         weights: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states of the given tokens.
 
         Args:
-            input_ids: ``(B, N, T)`` int64; padding may only stand at the end of a row.
+            input_ids: ``(B, N, T)`` integers; padding may only stand at the end of a row.
             cross: from :meth:`cross_cache`, for the same ``B`` images.
             cache: keys and values of the rows' earlier tokens; these tokens' are added to it. It takes the
                 prompt as one row of each image, then one token for each of its ``N`` rows at a time.
-            positions: ``(T,)`` int64, where these tokens stand; needed with ``cache``, else ``0…T-1``.
             weights: also return each layer's cross-attention ``(B, N, T, R)`` (float32, mean over heads),
                 which switches the fused kernels off.
         """
         batch, rows, length = input_ids.shape
-        if positions is None:
-            positions = torch.arange(length, device=input_ids.device)
-        x = self.word_embedding(input_ids) + self.position_embedding(positions)
+        start = 0 if cache is None else cache.tokens
+        x = self.word_embedding(input_ids) + self.position_embedding.weight[start : start + length]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x).flatten(1, 2)  # (B, N*T, D)
         if cache is not None:
-            slots, mask = cache.place(rows, positions)
+            places = cache.place(rows, length)
         maps = []
         for layer, block in enumerate(self.blocks):
             y = block.norm1(x) if block.pre else x
             if cache is None:
                 y = block.self_attention(y.view(batch * rows, length, -1), causal=True).view_as(x)
             else:
-                y = block.self_attention.cached(y, cache, layer, slots, mask)
+                y = block.self_attention.cached(y, cache, layer, *places)
             x = block.residual(x, y, block.norm1)
             y = block.norm2(x) if block.pre else x
             y, attention = block.cross_attention(y, *cross[layer], weights=weights)
@@ -299,4 +311,4 @@ class TextDecoder(nn.Module):
         """``(…, D)`` -> ``(…, V)``; the output matrix is the word embedding's (Press and Wolf 2017)."""
         if self.transform is not None:
             hidden = self.transform(hidden)
-        return linear(hidden, self.word_embedding.weight, self.output_bias)
+        return linear(hidden, self.word_embedding.weight, self.output_bias, packed=self._packed_output)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,50 +41,45 @@ class Hypothesis:
     finished: bool
 
 
-@dataclass
 class Texts:
     """``n`` texts of each image: ids and log-probs ``(B, n, L)``, scores and lengths ``(B, n)``.
 
     The scores of texts that go on are summed log-probs, of finished ones divided by their length's power;
-    -inf where there is no text.
+    -inf where there is no text. All four are views of one tensor, so that a text is picked in one operation.
+
+    Args:
+        data: ``(B, n, 2 * L + 2)`` int32: ids, log-probs and score as the bits of float32, length.
     """
 
-    tokens: Tensor
-    logprobs: Tensor
-    scores: Tensor
-    lengths: Tensor
+    def __init__(self, data: Tensor) -> None:
+        length = data.shape[-1] // 2 - 1
+        self.data = data
+        self.tokens = data[..., :length]
+        self.logprobs = data[..., length : 2 * length].view(torch.float32)
+        self.scores = data[..., 2 * length].view(torch.float32)
+        self.lengths = data[..., 2 * length + 1]
 
     @classmethod
     def empty(cls, images: int, rows: int, length: int, *, device: torch.device) -> Texts:
-        return cls(
-            tokens=torch.zeros(images, rows, length, dtype=torch.int64, device=device),
-            logprobs=torch.zeros(images, rows, length, device=device),
-            scores=torch.full((images, rows), -torch.inf, device=device),
-            lengths=torch.zeros(images, rows, dtype=torch.int64, device=device),
-        )
+        texts = cls(torch.zeros(images, rows, 2 * length + 2, dtype=torch.int32, device=device))
+        texts.scores.fill_(-torch.inf)
+        return texts
 
     def pick(self, index: Tensor) -> Texts:
         """The texts at ``index (B, m)``."""
-        deep = index[..., None].expand(-1, -1, self.tokens.shape[-1])
-        return Texts(
-            self.tokens.gather(1, deep),
-            self.logprobs.gather(1, deep),
-            self.scores.gather(1, index),
-            self.lengths.gather(1, index),
-        )
+        return Texts(self.data.gather(1, index[..., None].expand(-1, -1, self.data.shape[-1])))
 
     def first(self, count: int) -> Texts:
         """The first texts of each image."""
-        return Texts(*(tensor[:, :count] for tensor in vars(self).values()))
+        return Texts(self.data[:, :count])
 
     def keep(self, images: Tensor) -> Texts:
         """The texts of some images ``(B',)``."""
-        return Texts(*(tensor[images] for tensor in vars(self).values()))
+        return Texts(self.data[images])
 
     def join(self, others: Texts) -> Texts:
         """These texts, then the others."""
-        pairs = zip(vars(self).values(), vars(others).values(), strict=True)
-        return Texts(*(torch.cat(pair, dim=1) for pair in pairs))
+        return Texts(torch.cat([self.data, others.data], dim=1))
 
 
 class Search(ABC):
@@ -124,10 +119,12 @@ class Search(ABC):
         self.divisors = torch.tensor(
             [max(n, 1) ** options.length_penalty for n in range(options.max_length + 1)], device=device
         )
-        self.positions = torch.arange(prompt + options.max_length, device=device)
+        self.places = torch.arange(options.max_length, device=device)
         self.prompt = torch.tensor(rules.prompt_ids, device=device)
         with torch.inference_mode():
-            self.cross = decoder.cross_cache(region_tokens)
+            cross = decoder.cross_cache(region_tokens)
+            # read at every step, and faster where an attention head's keys lie one after the other
+            self.cross = [(keys.contiguous(), values.contiguous()) for keys, values in cross]
         self.cache = KVCache(
             decoder.config,
             images=batch,
@@ -141,7 +138,7 @@ class Search(ABC):
     def step(self) -> None:
         """Choose the next token of every row."""
         logprobs = self._next_logits().float().log_softmax(-1)
-        scores = self.apply_rules(logprobs, self.live.tokens[..., : self.length])
+        scores = self.apply_rules(logprobs, self.live.tokens[..., : self.length].long())
         self.length += 1
         self._advance(logprobs, scores)
 
@@ -162,7 +159,7 @@ class Search(ABC):
         """For each image in the batch the tokens that all contenders for its best caption begin with."""
         texts, mask = self._contenders()
         model = texts.pick(mask.int().argmax(1, keepdim=True)).tokens  # (B, 1, L), any of the contenders
-        same = (texts.tokens == model) & (self.positions[: model.shape[-1]] < texts.lengths[..., None])
+        same = (texts.tokens == model) & (self.places < texts.lengths[..., None])
         agreed = (same | ~mask[..., None]).all(1).int().cumprod(-1).sum(-1)
         rows = zip(model[:, 0].tolist(), agreed.tolist(), strict=True)
         return [row[:count] for row, count in rows]
@@ -183,12 +180,10 @@ class Search(ABC):
         """``(B, N, V)`` for the token that comes next; the prompt goes in as one row of each image."""
         batch, rows = self.live.scores.shape
         if self.length == 0:
-            ids, start = self.prompt.expand(batch, 1, -1), 0
+            ids = self.prompt.expand(batch, 1, -1)
         else:
             ids = self.live.tokens[..., self.length - 1 : self.length]
-            start = len(self.prompt) + self.length - 1
-        positions = self.positions[start : start + ids.shape[-1]]
-        hidden, _ = self.decoder(ids, self.cross, cache=self.cache, positions=positions)
+        hidden, _ = self.decoder(ids, self.cross, cache=self.cache)
         return self.decoder.logits(hidden[:, :, -1]).expand(batch, rows, -1)
 
     def _reach(self) -> Tensor:
@@ -209,7 +204,8 @@ class Search(ABC):
         self.cache.keep(images)
 
     def _hypotheses(self) -> list[list[Hypothesis]]:
-        fields = [tensor.tolist() for tensor in vars(self._best()).values()]
+        best = Texts(self._best().data.cpu())
+        fields = [tensor.tolist() for tensor in (best.tokens, best.logprobs, best.scores, best.lengths)]
         return [
             [
                 Hypothesis(tuple(ids[:n]), tuple(logprobs[:n]), score, ids[n - 1] == self.rules.eos_id)
@@ -239,8 +235,8 @@ class RowSearch(Search):
         ids = choice.argmax(-1, keepdim=True)  # (B, N, 1)
         live.tokens[..., self.length - 1] = ids[..., 0]  # also after an end: what stands there is never read
         live.logprobs[..., self.length - 1] = logprobs.gather(-1, ids)[..., 0]
-        live.scores += scores.gather(-1, ids)[..., 0] * going
-        live.lengths += going
+        live.scores.add_(scores.gather(-1, ids)[..., 0] * going)
+        live.lengths.add_(going)
         self.ended |= ids[..., 0] == self.rules.eos_id
         self.done = self.ended.all(-1)
 
@@ -264,7 +260,9 @@ class RowSearch(Search):
 
     def _best(self) -> Texts:
         scores, order = self._final().sort(dim=-1, descending=True, stable=True)
-        return replace(self.live.pick(order), scores=scores)
+        best = self.live.pick(order)
+        best.scores.copy_(scores)
+        return best
 
     def _contenders(self) -> tuple[Texts, Tensor]:
         final = self._final()
@@ -297,14 +295,16 @@ class BeamSearch(Search):
         total = (self.live.scores[..., None] + scores).flatten(1)  # (B, N*V)
         best, flat = total.topk(2 * beams)  # each beam has one end, so at least N of these go on
         parents, ids = flat // vocab, flat % vocab
-        children = replace(self.live.pick(parents), scores=best)
+        children = self.live.pick(parents)
+        children.scores.copy_(best)
         children.tokens[..., self.length - 1] = ids
         children.logprobs[..., self.length - 1] = logprobs.flatten(1).gather(1, flat)
-        children.lengths += 1
+        children.lengths.add_(1)
         ends = ids == self.rules.eos_id
         self._collect(children.first(beams), ends[:, :beams])
         going, order = best.masked_fill(ends, -torch.inf).topk(beams)
-        self.live = replace(children.pick(order), scores=going)
+        self.live = children.pick(order)
+        self.live.scores.copy_(going)
         self.cache.follow(parents.gather(1, order))
         self.done |= self._reach()[:, 0] <= self.kept.scores[:, -1]
         if self.options.early_stopping:
@@ -318,9 +318,11 @@ class BeamSearch(Search):
         ends = ends & ~self.done[:, None]
         self.endings += ends.sum(-1)
         final = (children.scores / self.divisors[self.length]).masked_fill(~ends, -torch.inf)
-        texts = self.kept.join(replace(children, scores=final))
-        order = texts.scores.sort(dim=1, descending=True, stable=True).indices  # in a tie the older one stays
-        self.kept = texts.pick(order[:, : self.kept.scores.shape[1]])
+        scores = torch.cat([self.kept.scores, final], dim=1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)  # in a tie the older one stays
+        wanted = self.kept.scores.shape[1]
+        self.kept = self.kept.join(children).pick(order[:, :wanted])
+        self.kept.scores.copy_(scores[:, :wanted])
 
     def _best(self) -> Texts:
         return self.kept

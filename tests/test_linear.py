@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,3 +42,40 @@ def test_training_has_gradients_and_autocast_its_number_type():
     for grad in (True, False):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
             assert ours(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_new_weights_are_used_at_once(dtype: torch.dtype):
+    torch.manual_seed(0)
+    layer, x = Linear(5, 7).to(dtype), torch.randn(3, 5, dtype=dtype)
+
+    def change_in_place() -> None:
+        with torch.no_grad():
+            layer.weight += 1  # as an optimizer does
+
+    def change_data() -> None:
+        layer.weight.data = torch.randn_like(layer.weight)  # as averaging does
+
+    def load() -> None:
+        layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()}, assign=True)
+
+    for change in (lambda: None, change_in_place, change_data, load, lambda: layer.to(torch.float64)):
+        change()
+        rows = x.to(layer.weight.dtype)
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(rows), F.linear(rows, layer.weight, layer.bias))
+
+
+def test_a_layer_that_has_run_can_be_copied_and_trained():
+    torch.manual_seed(0)
+    layer, x = Linear(5, 7), torch.randn(3, 5)
+    with torch.inference_mode():
+        expected = layer(x)
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.weight += 1
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+        assert not torch.allclose(twin(x), expected, atol=0.1)
+    twin(x).sum().backward()
+    assert twin.weight.grad is not None

@@ -136,7 +136,7 @@ def test_cached_steps_give_what_one_pass_gives(decoder: TextDecoder):
     cache = KVCache(
         decoder.config, images=images, rows=rows, prompt=prompt, length=length, like=region_tokens
     )
-    hidden, _ = decoder(opening, cross, cache=cache, positions=torch.arange(prompt))
+    hidden, _ = decoder(opening, cross, cache=cache)
     texts = opening.expand(-1, rows, -1)
     assert_last(decoder, texts, region_tokens, hidden[:, :, -1:].expand(-1, rows, -1, -1))
     for position in range(prompt, length):
@@ -151,7 +151,7 @@ def test_cached_steps_give_what_one_pass_gives(decoder: TextDecoder):
             cache.follow(parents)
         ids = random_ids(len(texts), rows, 1)
         texts = torch.cat([texts, ids], dim=-1)
-        hidden, _ = decoder(ids, cross, cache=cache, positions=torch.tensor([position]))
+        hidden, _ = decoder(ids, cross, cache=cache)
         assert_last(decoder, texts, region_tokens, hidden)
 
 
