@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -142,6 +143,32 @@ def test_a_table_that_is_not_ours_is_not_overwritten(
         assert (tmp_path / "o.csv").read_text() == "mine"
     assert run(library, "-o", tmp_path / "o.csv", "--existing", "overwrite") == 1
     assert (tmp_path / "o.csv").read_text().startswith("file,caption")
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
+def test_a_table_that_somebody_has_changed_is_not_overwritten(
+    library: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+):
+    table, argv = tmp_path / name, [library / "0.png", library / "1.png", "-o", tmp_path / name]
+    assert [run(*argv[1:]), run(*argv)] == [0, 0]
+    os.utime(table, ns=(table.stat().st_mtime_ns + 1_000_000,) * 2)
+    mine = table.read_bytes()
+    fake = FakeCaptioner()
+    assert run(library, *argv, fake=fake) == 1
+    assert "has been changed since it was written" in capsys.readouterr().err
+    assert [table.read_bytes(), fake.batches] == [mine, []]
+    table.rename(tmp_path / "mine")
+    assert run(*argv) == 0
+    assert table.read_bytes() == mine
+    table.touch()
+    assert run(*argv, "--existing", "overwrite") == 0
+
+
+def test_no_sidecar_takes_the_outputs_place(library: Path):
+    argv = [library / "0.png", "--sidecar", "txt", "--existing", "overwrite", "-o", library / "0.txt"]
+    assert run(*argv) == 1
+    (record,) = records(library / "0.txt")
+    assert record["error"].startswith("its sidecar 0.txt would take the place of a file of this run")
 
 
 def test_existing_records_are_overwritten_or_added_to(library: Path, tmp_path: Path):

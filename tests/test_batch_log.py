@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner import DataError
-from captioner.batch.log import RecordLog, replacing
+from captioner.batch.log import RecordLog
 from captioner.batch.records import encode_record
+from captioner.batch.replacing import replacing
 
 CAPTIONED = {"model": "m", "caption": "ein Hund läuft", "confidence": 0.5}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections import Counter
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from captioner.batch.export import Format, check_format, write_table
+from captioner.batch.export import Format
 from captioner.batch.items import Item, find_items
-from captioner.batch.log import Existing, RecordLog
+from captioner.batch.log import Existing
 from captioner.batch.origin import made_with
+from captioner.batch.outputs import Outputs
 from captioner.batch.remote import is_remote
 from captioner.batch.sidecars import CAPTION_FIELD, SidecarKind, SidecarNaming, Sidecars
 from captioner.commandline import Device, Dtype, Model, complain, generation_options, takes_generation_options
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["batch"]
 
 
-def _results(help_text: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel="Results", **settings)
+def _results(help_text: str, *names: str, **among: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel="Results", **among)
 
 
 @takes_generation_options
@@ -97,34 +97,31 @@ def batch(
     from captioner.batch.engine import BatchCaptioner
     from captioner.batch.progress import ProgressReport
     from captioner.batch.run import run_batch
-    from captioner.report import check_report_path, write_report
 
-    kind = format or _format_of(output)
-    check_format(kind, excel=excel)
+    outputs = Outputs(output=output, format=format or _format_of(output), excel=excel, report=report)
     form = _text_form(sidecar, template, prefix, suffix)
-    records = output if kind == "jsonl" else output.with_name(f"{output.name}.jsonl")
-    ours = {os.path.abspath(path) for path in (output, records, report) if path}
-    if report is not None:
-        if len(ours) < (2 if output == records else 3):
-            raise OptionsError(
-                f"the report and the output are one file, {report}: give one of them another name"
-            )
-        check_report_path(report)
     if sidecar and any(map(is_remote, inputs)):
         raise OptionsError("sidecars stand beside photographs of this machine: leave out --sidecar for a URI")
+    outputs.check(existing)
     options = generation_options(ctx, attention=attention or report is not None)
     stdin = sys.stdin.buffer.read() if "-" in inputs else b""
-    settings: Any = {"recursive": recursive, "all_files": all_files, "exclude": exclude or ()}
-    find = partial(find_items, inputs, stdin=stdin, ignore=ours, **settings)
+    among: dict[str, Any] = {"recursive": recursive, "all_files": all_files, "exclude": exclude or ()}
+    find = partial(find_items, inputs, stdin=stdin, ignore=outputs.paths, **among)
     _check_there_is_any(inputs, find)
     here = "cpu" if engine == "ray" else device  # the cluster's nodes have the devices
     captioner = ctx.obj(model, device=here, dtype=dtype)
     worker, sizes = BatchCaptioner(captioner, options), {"batch_size": batch_size, "workers": workers}
     work = _make_engine(engine, worker, device=device, dtype=dtype, **sizes)
     origin = {"model": captioner.name, **made_with(model, worker.options)}
-    writer = sidecar and Sidecars(sidecar, existing=existing, naming=sidecar_name, form=form, ours=ours)
+    beside: dict[str, Any] = {
+        "existing": existing,
+        "naming": sidecar_name,
+        "form": form,
+        "ours": outputs.paths,
+    }
+    writer = Sidecars(sidecar, **beside) if sidecar else None
     left_out: Counter[str] = Counter()
-    with _open_log(output, records, existing, retry_errors) as log:
+    with outputs.open_log(existing, retry_errors=retry_errors) as log:
         with _Signals() as signals, ProgressReport(find, quiet=quiet) as progress:
             counts = run_batch(
                 find(left_out=left_out),
@@ -137,10 +134,7 @@ def batch(
                 stop=signals.stop,
                 progress=progress.update,
             )
-        if kind != "jsonl" and log.in_place:
-            write_table(output, log, kind, excel=excel)
-        if report is not None and not counts.stopped:
-            write_report(report, ((item.source, log[item.key]) for item in find() if item.key in log))
+        outputs.write(log, find(), stopped=counts.stopped)
     counts.left_out = left_out
     progress.summary(counts)
     if signals.received:
@@ -191,15 +185,6 @@ def _make_engine(
 def _format_of(output: Path) -> Format:
     formats: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
     return formats.get(output.suffix.lower(), "jsonl")
-
-
-def _open_log(output: Path, records: Path, existing: Existing, retry_errors: bool) -> RecordLog:
-    if output.exists() and not records.exists() and existing != "overwrite":
-        raise DataError(
-            f"{output} is there, but not {records.name}, from which a run goes on: choose another output, "
-            "or --existing overwrite"
-        )
-    return RecordLog(records, existing=existing, retry_errors=retry_errors)
 
 
 class _Signals:

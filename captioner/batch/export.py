@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any, BinaryIO, Literal
 
-from captioner.batch.log import replacing
 from captioner.batch.records import Record
+from captioner.batch.replacing import replacing
 from captioner.errors import DataError, OptionsError
 
 __all__ = ["Format", "check_format", "write_table"]

@@ -207,9 +207,9 @@ class _Finder:
         return not is_remote(path) and (os.path.abspath(path) in self.ignore or _is_sidecar(path))
 
     def _matched(self, pattern: str, matches: Sequence[tuple[str, bool]]) -> Iterator[Item]:
-        named = set(pattern.split("/"))
+        named = set(pattern.replace(os.sep, "/").split("/"))
         for path, is_folder in matches:
-            folders = [name for name in path.split("/")[:-1] if name not in named]
+            folders = [name for name in path.replace(os.sep, "/").split("/")[:-1] if name not in named]
             if not any(self._is_left_out(name, is_folder=True) for name in folders):
                 yield from self._found(path, os.path.basename(path), is_folder=is_folder)
         if not matches:

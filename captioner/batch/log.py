@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -18,9 +17,10 @@ from filelock import FileLock, Timeout
 
 from captioner.batch.items import identity
 from captioner.batch.records import Record, encode_record
+from captioner.batch.replacing import replacing
 from captioner.errors import DataError
 
-__all__ = ["Entry", "Existing", "RecordLog", "replacing"]
+__all__ = ["Entry", "Existing", "RecordLog"]
 
 Existing = Literal["skip", "overwrite", "append"]
 
@@ -260,29 +260,6 @@ class RecordLog:
         self._writer = open(self._target, "ab", buffering=0)  # noqa: SIM115
         self._reader = open(self._target, "rb")  # noqa: SIM115
         self._size, self._superseded = size, False
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` in one step, once it is whole, with its mode and its owner.
-
-    What a killed run left of it has the same name, so that the next one clears it away; it is short, so that
-    no name that fits is too long because of it.
-    """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".captioner-{zlib.crc32(os.fsencode(path.name)):08x}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        if path.exists():
-            shutil.copymode(path, temporary)
-            if sys.platform != "win32":
-                with suppress(OSError):  # only root may give a file to another owner
-                    os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _sync(file: BinaryIO) -> None:

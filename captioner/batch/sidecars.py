@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from captioner.batch.items import IMAGE_SUFFIXES
-from captioner.batch.log import Existing, replacing
+from captioner.batch.log import Existing
 from captioner.batch.records import Record
+from captioner.batch.replacing import replacing
 from captioner.batch.texts import append_line, is_blank, lines_of
 from captioner.batch.xmp import DEFAULT, describe, descriptions, parse
 from captioner.errors import DataError
