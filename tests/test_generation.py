@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import (
+    CLOSE,
     END,
     OURS,
     PENALTIES,
@@ -109,8 +110,8 @@ def test_samples_come_best_first_with_the_models_own_log_probs():
         assert [h.score for h in samples] == sorted((h.score for h in samples), reverse=True)
         for sample in samples:
             logprobs = model.logprobs(sample.token_ids)
-            assert sample.logprobs == pytest.approx(logprobs, abs=1e-4)
-            assert sample.score == pytest.approx(sum(logprobs) / len(logprobs) ** 0.5, abs=1e-4)
+            assert sample.logprobs == pytest.approx(logprobs, **CLOSE)
+            assert sample.score == pytest.approx(sum(logprobs) / len(logprobs) ** 0.5, **CLOSE)
 
 
 def test_the_best_word_alone_is_greedy_search():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from decoding import (
+    CLOSE,
     END,
     PENALTIES,
     PROMPT,
@@ -44,7 +45,7 @@ def test_greedy_search_is_the_best_token_again_and_again(decoder: TextDecoder):
             logprobs = model(text)
             text += (logprobs.index(max(logprobs)),)
         assert_same([hypothesis], [(sum(model.logprobs(text)) / len(text), text)])
-        assert hypothesis.logprobs == pytest.approx(model.logprobs(text), abs=1e-4)
+        assert hypothesis.logprobs == pytest.approx(model.logprobs(text), **CLOSE)
         assert hypothesis.finished == (text[-1] == END)
     assert len({hypothesis.token_ids for (hypothesis,) in found}) > 3
 
@@ -77,7 +78,7 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(
         ]
         assert_same(hypotheses, sorted(scored, reverse=True)[:64])
         for hypothesis in hypotheses:
-            assert hypothesis.logprobs == pytest.approx(model.logprobs(hypothesis.token_ids), abs=1e-4)
+            assert hypothesis.logprobs == pytest.approx(model.logprobs(hypothesis.token_ids), **CLOSE)
             assert hypothesis.finished == (hypothesis.token_ids[-1] == END)
 
 
@@ -147,7 +148,7 @@ def test_rules_hold_in_a_beam_search():
         assert_same(hypotheses, naive_beam_search(Obedient(decoder, image), options))
         for hypothesis in hypotheses:  # what the model itself thinks of it
             own = Model(decoder, image).logprobs(hypothesis.token_ids)
-            assert hypothesis.logprobs == pytest.approx(own, abs=1e-4)
+            assert hypothesis.logprobs == pytest.approx(own, **CLOSE)
 
 
 def test_early_stopping_ends_with_as_many_captions_as_beams():
@@ -202,7 +203,7 @@ def test_scores_are_those_of_transformers(num_beams: int, tmp_path: Path):
             assert list(ids) == row[: len(ids)]
             assert set(row[len(ids) :]) <= {special.eos_id}  # their filling
             if scores is not None:
-                assert hypothesis.score == pytest.approx(scores[i], abs=1e-4)
+                assert hypothesis.score == pytest.approx(scores[i], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
