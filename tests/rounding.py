@@ -1,9 +1,9 @@
 """A pytest plugin that rounds as another CPU might: ``PYTHONPATH=tests pytest -p rounding``.
 
-The last bits of a CPU's sums and products depend on its instructions and on the number of threads. This plugin
-moves each float32 result of such an operation by up to four units in the last place (ULP), always the same
-way for the same number. A test that passes only with one CPU's rounding fails here. ``ROUNDING=N`` draws
-another CPU. Other threads and processes are left as they are.
+The last bits of a CPU's sums and products depend on its instructions and on the number of threads. This
+plugin moves each float32 result of such an operation by up to four units in the last place (ULP), always
+the same way for the same number. A test that passes only with one CPU's rounding fails here. ``ROUNDING=N``
+draws another CPU. Other threads and processes are left as they are.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from captioner.convert import read_hugging_face
 from captioner.decoder import TextDecoder
 from captioner.evaluation.architectures import random_checkpoint
 from captioner.evaluation.benchmark import benchmark
+from captioner.evaluation.processor import find_processor
 from captioner.evaluation.twin import build_twin
 from captioner.generation import generate
 from captioner.runners import CheckpointRunner
@@ -118,6 +119,16 @@ def test_a_benchmark_says_what_it_measured():
     assert json.loads(json.dumps(result.to_dict()))["comparisons"][1]["batch_size"] == 3
 
 
+def test_the_processor_is_the_one_that_torch_runs_on(monkeypatch: pytest.MonkeyPatch):
+    found, kernels = find_processor(), torch.backends.cpu.get_cpu_capability().lower()
+    assert found.name
+    if kernels.startswith("avx"):
+        assert any(name.startswith(kernels) for name in found.instruction_sets)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in an older torch
+    assert find_processor().name
+    assert find_processor().instruction_sets == (kernels,)
+
+
 def test_nothing_is_compared_unless_asked_for():
     result = benchmark(tiny_captioner(), batch_sizes=(2,), repeats=1)
     assert result.comparisons == ()
@@ -160,6 +171,7 @@ def test_the_command_prints_or_gives_json(tmp_path: Path, capsys: pytest.Capture
     assert [name for name, _ in lines] == [
         "model",
         "device",
+        "processor",
         "one photo",
         "its stages",
         "batch of 1",
@@ -175,6 +187,7 @@ def test_the_command_prints_or_gives_json(tmp_path: Path, capsys: pytest.Capture
     assert main([*argv, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["num_beams"] == 3
+    assert lines[2] == ["processor", ", ".join([data["processor"], *data["instruction_sets"]])]
     assert [comparison["batch_size"] for comparison in data["comparisons"]] == [1, 2]
 
 

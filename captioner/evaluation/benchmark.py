@@ -18,6 +18,7 @@ from PIL import Image
 
 from captioner.captioner import Captioner, PreparedImage
 from captioner.errors import OptionsError
+from captioner.evaluation.processor import find_processor
 from captioner.evaluation.twin import Twin, build_twin
 from captioner.generation import SearchOptions, generate
 from captioner.options import GenerationOptions
@@ -68,7 +69,9 @@ class BenchmarkResult:
 
     Attributes:
         model: its name.
-        device: where it ran.
+        device: where it ran: ``cpu``, or the name of the GPU.
+        processor: the CPU's name, also where a GPU does most of the work.
+        instruction_sets: of that CPU, for vectors and matrices.
         dtype: in which number type.
         threads: of torch on the CPU.
         num_beams: of the search.
@@ -87,6 +90,8 @@ class BenchmarkResult:
 
     model: str
     device: str
+    processor: str
+    instruction_sets: tuple[str, ...]
     dtype: str
     threads: int
     num_beams: int
@@ -144,9 +149,12 @@ def benchmark(
         progress(f"batches of {size}")
         speeds[size] = runner.images_per_second(size)
     tokens, tokens_per_second = runner.tokens(max(batch_sizes))
+    processor = find_processor()
     result = BenchmarkResult(
         model=captioner.name,
         device=runner.device_name(),
+        processor=processor.name,
+        instruction_sets=processor.instruction_sets,
         dtype=str(captioner.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         num_beams=chosen.num_beams,

@@ -214,6 +214,7 @@ def _print_benchmark(result: BenchmarkResult) -> None:
     tokens = "" if result.tokens is None else f", {result.tokens:.1f} tokens a caption"
     print("model", f"{result.model}, {result.num_beams} beams{tokens}", sep="\t")
     print("device", f"{result.device}, {result.dtype}, {result.threads} threads", sep="\t")
+    print("processor", ", ".join((result.processor, *result.instruction_sets)), sep="\t")
     print("one photo", f"{result.latency_p50_ms:.1f} ms, p95 {result.latency_p95_ms:.1f} ms", sep="\t")
     if stages is not None:
         print(
