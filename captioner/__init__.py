@@ -14,6 +14,9 @@ from captioner.errors import (
     ImageSizeError,
     ImageTypeError,
     OptionsError,
+    PartialError,
+    RemoteError,
+    RemoteUnavailableError,
 )
 from captioner.load import ModelInfo, is_out_of_memory, list_models, load
 from captioner.options import GenerationOptions, SearchOptions
@@ -36,7 +39,10 @@ __all__ = [
     "ImageTypeError",
     "ModelInfo",
     "OptionsError",
+    "PartialError",
     "PreparedImage",
+    "RemoteError",
+    "RemoteUnavailableError",
     "SearchOptions",
     "StreamEvent",
     "Word",

@@ -21,15 +21,16 @@ class Word:
 
     Attributes:
         text: the word as it stands in the caption.
-        logprob: natural log-probability of the word (the sum over its tokens), at most 0.
+        logprob: natural log-probability of the word (the sum over its tokens), at most 0; None, as is the
+            confidence, where a model's server tells none.
         confidence: exp(mean token log-prob) of the word, in 0…1.
         attention: where the model looked while it wrote the word; present on request.
         box: the part of the upright image that the attention singles out; present with it.
     """
 
     text: str
-    logprob: float
-    confidence: float
+    logprob: float | None
+    confidence: float | None
     attention: RegionMap | None = None
     box: Box | None = None
 
@@ -37,8 +38,8 @@ class Word:
         """The word as JSON-ready data; ``attention`` and ``box`` only where present."""
         data: dict[str, Any] = {
             "text": self.text,
-            "logprob": round(self.logprob, 4),
-            "confidence": round(self.confidence, 4),
+            "logprob": _rounded(self.logprob),
+            "confidence": _rounded(self.confidence),
         }
         if self.attention is not None:
             data["attention"] = [[round(value, 5) for value in row] for row in self.attention]
@@ -52,15 +53,15 @@ class Alternative:
     """Another caption that the search kept, with its confidence and total log-prob."""
 
     caption: str
-    confidence: float
-    logprob: float
+    confidence: float | None
+    logprob: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The alternative as JSON-ready data."""
         return {
             "caption": self.caption,
-            "confidence": round(self.confidence, 4),
-            "logprob": round(self.logprob, 4),
+            "confidence": _rounded(self.confidence),
+            "logprob": _rounded(self.logprob),
         }
 
 
@@ -74,8 +75,9 @@ class Caption:
         width: pixels of the upright image, after EXIF orientation.
         height: likewise.
         caption: the sentence.
-        confidence: exp(mean token log-prob) over all generated tokens, in 0…1.
-        logprob: natural log-probability of the generated tokens, the end token included.
+        confidence: exp(mean token log-prob) over all generated tokens, in 0…1; None where a server tells no
+            log-probs.
+        logprob: natural log-probability of the generated tokens, the end token included; None likewise.
         words: the words that the model wrote, in order; those of a prompt are not among them.
         alternatives: the next best captions, best first; as many as were asked for, or fewer.
     """
@@ -85,8 +87,8 @@ class Caption:
     width: int
     height: int
     caption: str
-    confidence: float
-    logprob: float
+    confidence: float | None
+    logprob: float | None
     words: tuple[Word, ...] = ()
     alternatives: tuple[Alternative, ...] = field(default=())
 
@@ -98,8 +100,8 @@ class Caption:
             "width": self.width,
             "height": self.height,
             "caption": self.caption,
-            "confidence": round(self.confidence, 4),
-            "logprob": round(self.logprob, 4),
+            "confidence": _rounded(self.confidence),
+            "logprob": _rounded(self.logprob),
             "words": [word.to_dict() for word in self.words],
             "alternatives": [alternative.to_dict() for alternative in self.alternatives],
         }
@@ -121,3 +123,7 @@ class Caption:
         plain = {key: data[key] for key in ("file", "model", "width", "height")}
         scores = {key: data[key] for key in ("caption", "confidence", "logprob")}
         return cls(**plain, **scores, words=words, alternatives=alternatives)
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from captioner.attention import as_region_map, attention_box
 from captioner.caption import Alternative, Caption, Word
 from captioner.checkpoint import Checkpoint
-from captioner.errors import CheckpointError, OptionsError
+from captioner.errors import CheckpointError, OptionsError, PartialError, RemoteError
 from captioner.image import ImageSource, decode_image
 from captioner.options import GenerationOptions, SearchOptions
 from captioner.runners import Lacks, PreparedImage, Progress, Runner, WrittenCaption
@@ -78,13 +78,18 @@ class Captioner:
         return self._runner.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The number type it computes in."""
+    def sends_photos_to(self) -> str | None:
+        """The server that photos are sent to; None where all is done in this process."""
+        return self._runner.sends_photos_to
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The number type it computes in; None where it runs on a server."""
         return self._runner.dtype
 
     @property
-    def parameters(self) -> int:
-        """How many weights the model has."""
+    def parameters(self) -> int | None:
+        """How many weights the model has; None where it runs on a server."""
         return self._runner.parameters
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -150,13 +155,25 @@ class Captioner:
     def caption_prepared(
         self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
     ) -> list[Caption]:
-        """Caption prepared photos in one batch. Raises OptionsError if the options do not suit this model."""
+        """Caption prepared photos in one batch.
+
+        Raises:
+            OptionsError: the options do not suit this model.
+            PartialError: the model is on a server, and not all photos have a caption.
+        """
         if not images:
             return []
         options = self.resolve(options)
         self._check_lacks(options)
         found = self._runner.caption(images, options)
-        return [self._caption(image, written) for image, written in zip(images, found, strict=True)]
+        results = [
+            written if isinstance(written, RemoteError) else self._caption(image, written)
+            for image, written in zip(images, found, strict=True)
+        ]
+        captions = [result for result in results if isinstance(result, Caption)]
+        if len(captions) < len(results):
+            raise PartialError(results)
+        return captions
 
     def stream(
         self, image: ImageSource, options: GenerationOptions | SearchOptions | None = None
@@ -201,20 +218,17 @@ class Captioner:
     def _check_lacks(self, options: SearchOptions) -> None:
         if options.seed is not None and self.lacks.seeds:
             raise OptionsError(f"{self.name} takes no seed, since {self.lacks.seeds}: leave it out")
+        if options.instruction and self.lacks.instructions:
+            raise OptionsError(
+                f"{self.name} cannot be asked: {self.lacks.instructions}; leave out instruction"
+            )
         if options.num_beams > 1 and not options.do_sample and self.lacks.beams:
             raise OptionsError(
                 f"{self.name} has no beam search, since {self.lacks.beams}: set num_beams to 1"
             )
 
     def _caption(self, image: PreparedImage, found: Sequence[WrittenCaption]) -> Caption:
-        best, *others = [
-            Alternative(
-                caption=written.text,
-                confidence=_confidence(written.logprobs),
-                logprob=sum(written.logprobs),
-            )
-            for written in found
-        ]
+        best, *others = [_alternative(written) for written in found]
         return Caption(
             file=image.file,
             model=self.name,
@@ -230,8 +244,8 @@ class Captioner:
 
 def _words(image: PreparedImage, written: WrittenCaption) -> Iterator[Word]:
     for span in written.words:
-        logprobs = written.logprobs[span.start : span.stop]
-        word = Word(text=span.text, logprob=sum(logprobs), confidence=_confidence(logprobs))
+        logprob, confidence = _scores((written.logprobs and written.logprobs[span.start : span.stop]) or None)
+        word = Word(text=span.text, logprob=logprob, confidence=confidence)
         if written.maps is not None:
             attention = written.maps[span.start : span.stop].mean(0)  # sums to 1, as its tokens' do
             box = attention_box(attention, width=image.width, height=image.height)
@@ -239,6 +253,14 @@ def _words(image: PreparedImage, written: WrittenCaption) -> Iterator[Word]:
         yield word
 
 
-def _confidence(logprobs: Sequence[float]) -> float:
-    """exp(mean log-prob); 1 for nothing."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 1.0
+def _alternative(written: WrittenCaption) -> Alternative:
+    logprob, confidence = _scores(written.logprobs)
+    return Alternative(caption=written.text, confidence=confidence, logprob=logprob)
+
+
+def _scores(logprobs: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """The sum, and exp of the mean, which is 1 for nothing; None for both where nothing is known."""
+    if logprobs is None:
+        return None, None
+    total = sum(logprobs)
+    return total, math.exp(total / max(1, len(logprobs)))

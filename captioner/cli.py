@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -28,7 +28,7 @@ from captioner.commandline import (
     one_line,
     takes_generation_options,
 )
-from captioner.errors import CaptionerError, ImageError, OptionsError
+from captioner.errors import CaptionerError, ImageError, OptionsError, PartialError
 from captioner.evaluation.command import benchmark, evaluate
 from captioner.serve import serve
 from captioner.training.command import average, train
@@ -202,24 +202,28 @@ def _prepare(captioner: Captioner, path: str) -> PreparedImage | ImageError:
 
 def _caption_batch(
     captioner: Captioner, paths: Sequence[str], options: SearchOptions
-) -> list[Caption | ImageError]:
+) -> list[Caption | CaptionerError]:
     """A caption for each path, or why there is none."""
     prepared = [_prepare(captioner, path) for path in paths]
     good = [image for image in prepared if not isinstance(image, ImageError)]
-    captions = iter(captioner.caption_prepared(good, options) if good else ())
+    try:
+        captions = iter(captioner.caption_prepared(good, options) if good else ())
+    except PartialError as error:
+        captions = iter(error.results)
     return [image if isinstance(image, ImageError) else next(captions) for image in prepared]
 
 
 def _print_result(
-    path: str, result: Caption | ImageError, shown: SearchOptions | None, *, as_json: bool
+    path: str, result: Caption | CaptionerError, shown: SearchOptions | None, *, as_json: bool
 ) -> None:
-    if isinstance(result, ImageError):
-        complain(result)
-        data: dict[str, Any] = {"file": path, "error": result.reason}
-    else:
+    if isinstance(result, Caption):
         data = result.to_dict()
         if shown:
             data["options"] = shown.to_dict()
+    else:
+        reason = result.reason if isinstance(result, ImageError) else str(result)
+        complain(f"{path}: {reason}")
+        data = {"file": path, "error": reason}
     if as_json:
         print(json.dumps(data, ensure_ascii=False), flush=True)
     elif isinstance(result, Caption):

@@ -25,7 +25,11 @@ __all__ = [
 ]
 
 Model = Annotated[
-    str, typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub.")
+    str,
+    typer.Option(
+        help="A name that `captioner models` lists, a checkpoint directory, one of the hub, or one on a "
+        "server: http://HOST/v1#NAME, ollama://HOST#NAME."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
@@ -40,6 +44,7 @@ def _generation_parameters(
     num_beams: Annotated[int | None, _wording("Beams of the search; 1 is greedy.", "--beams")] = None,
     alternatives: Annotated[int | None, _wording("Further captions to give, best first.")] = None,
     prompt: Annotated[str | None, _wording("Words that the caption begins with.")] = None,
+    instruction: Annotated[str | None, _wording("What to ask of a model that follows instructions.")] = None,
     bad_words: Annotated[
         list[str] | None, _wording("A word never to use; may be repeated.", "--bad-word")
     ] = None,

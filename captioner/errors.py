@@ -8,10 +8,16 @@ CaptionerError
 ├── OptionsError             options that are out of range or contradict each other
 ├── CheckpointError          a checkpoint that is missing, incomplete or does not fit
 ├── DataError                a captions file or a photo folder that cannot be used
-└── DeviceError              a device or number type that this machine lacks
+├── DeviceError              a device or number type that this machine lacks
+└── RemoteError              a model's server fails on a photograph
+    ├── RemoteUnavailableError   it would fail on any other as well
+    └── PartialError         some photographs of a batch have captions, others do not
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "CaptionerError",
@@ -23,6 +29,9 @@ __all__ = [
     "ImageSizeError",
     "ImageTypeError",
     "OptionsError",
+    "PartialError",
+    "RemoteError",
+    "RemoteUnavailableError",
 ]
 
 
@@ -70,3 +79,25 @@ class DataError(CaptionerError):
 
 class DeviceError(CaptionerError):
     """The requested device or number type is not available on this machine."""
+
+
+class RemoteError(CaptionerError):
+    """A model's server failed on a photograph, or gave no answer that makes sense."""
+
+
+class RemoteUnavailableError(RemoteError):
+    """A model's server is out of reach or full, or knows no such model or key: any photograph would fail."""
+
+
+class PartialError(RemoteError):
+    """Not all photographs of a batch have captions.
+
+    Args:
+        results: for each photograph its caption, or the RemoteError that says why it has none.
+    """
+
+    def __init__(self, results: Sequence[Any]) -> None:
+        errors = [item for item in results if isinstance(item, RemoteError)]
+        super().__init__(f"{len(errors)} of {len(results)} photographs have no caption: {errors[0]}")
+        self.results = results
+        self.errors = errors

@@ -68,7 +68,8 @@ function attach(figure) {
     for (const other of buttons) other.classList.toggle("on", other === button);
     figure.classList.toggle("lit", Boolean(button && button.dataset.box));
     canvas.style.opacity = maps.get(button) ? document.body.dataset.opacity : 0;
-    said.textContent = button ? `${button.textContent}: ${Math.round(button.dataset.confidence * 100)}% confident` : "";
+    const sure = button?.dataset.confidence;
+    said.textContent = !button ? "" : !sure ? button.textContent : `${button.textContent}: ${Math.round(sure * 100)}% confident`;
     if (!maps.get(button)) return;
     glide(maps.get(button));
     if (button.dataset.box) {
@@ -84,7 +85,7 @@ function attach(figure) {
   }
 
   for (const button of buttons) {
-    button.style.setProperty("--confidence", button.dataset.confidence);
+    button.style.setProperty("--confidence", button.dataset.confidence ?? "0");
     button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && show(button));
     button.addEventListener("pointerleave", () => show(pinned));
     button.addEventListener("focus", () => button.matches(":focus-visible") && show(button));

@@ -80,10 +80,12 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
     jpeg = io.BytesIO()
     photo.save(jpeg, "JPEG", quality=quality, optimize=True)
     alternatives = "".join(
-        f"<li>{escape(item.caption)} <small>{item.confidence:.0%}</small></li>"
+        f"<li>{escape(item.caption)} <small>{_percent(item.confidence)}</small></li>"
         for item in caption.alternatives
     )
-    facts = f"{caption.width} × {caption.height} · {caption.model} · {caption.confidence:.0%} confident"
+    facts = [f"{caption.width} × {caption.height}", caption.model]
+    if caption.confidence is not None:
+        facts.append(f"{_percent(caption.confidence)} confident")
     return FIGURE.format(
         width=photo.width,
         height=photo.height,
@@ -92,7 +94,7 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
         words=_sentence(caption),
         alternatives=f'<ol start="2">{alternatives}</ol>' if alternatives else "",
         file=escape(caption.file or "photograph"),
-        facts=escape(facts),
+        facts=escape(" · ".join(facts)),
     )
 
 
@@ -132,10 +134,13 @@ def _button(caption: Caption, word: Word) -> str:
         box = box_in(Size(100, 100), caption, word) or ()
         looked = f'data-columns="{strength.shape[1]}" data-map="{cells}" '
         looked += f'data-box="{" ".join(f"{value:.2f}" for value in box)}" '
-    return (
-        f'<button type="button" aria-pressed="false" {looked}data-confidence="{word.confidence:.3f}">'
-        f"{escape(word.text)}</button>"
-    )
+    sure = "" if word.confidence is None else f'data-confidence="{word.confidence:.3f}"'
+    return f'<button type="button" aria-pressed="false" {looked}{sure}>{escape(word.text)}</button>'
+
+
+def _percent(confidence: float | None) -> str:
+    """Nothing where it is not known."""
+    return "" if confidence is None else f"{confidence:.0%}"
 
 
 def _allow(page: str, tag: str) -> str:

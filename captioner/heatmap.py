@@ -137,12 +137,15 @@ def _light(photo: Image.Image, caption: Caption, word: Word) -> Image.Image:
     return lit
 
 
-def _label(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, text: str, confidence: float) -> None:
-    """Under a tile: a bar as long as the confidence, the word, and the confidence in per cent."""
+def _label(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, text: str, confidence: float | None
+) -> None:
+    """Under a tile: a bar as long as the confidence, the word, and the confidence in per cent if known."""
     left, top = at
     draw.rectangle((left, top + 6, left + width - 1, top + 9), fill=TRACK)
-    draw.rectangle((left, top + 6, left + max(1, round(width * confidence)) - 1, top + 9), fill=ACCENT)
-    percent, small = f"{confidence:.0%}", ImageFont.load_default(18)
+    if confidence is not None:
+        draw.rectangle((left, top + 6, left + max(1, round(width * confidence)) - 1, top + 9), fill=ACCENT)
+    percent, small = "" if confidence is None else f"{confidence:.0%}", ImageFont.load_default(18)
     room = width - small.getlength(percent) - GAP
     baseline = top + 36
     draw.text((left, baseline), text, fill=TEXT, font=_font_to_fit(text, 23, room), anchor="ls")

@@ -83,25 +83,38 @@ def load(
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
             checkpoint, a directory or ``owner/name`` on the hub: BLIP and ViT-GPT2 are converted in memory
-            each time, GIT and Florence-2 are run by `transformers`.
+            each time, GIT and Florence-2 are run by `transformers`. ``http://HOST/v1#NAME`` is a model on a
+            server that speaks OpenAI's API, ``ollama://HOST#NAME`` one of Ollama: photos are sent there, as
+            the ``CAPTIONER_REMOTE_*`` variables say; device and dtype have no effect then.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
         DeviceError: this machine lacks the device, or the number type is unknown.
+        OptionsError: one of the variables is not valid.
     """
     from captioner.captioner import Captioner
     from captioner.checkpoint import load_checkpoint
     from captioner.convert import fetch, is_hugging_face, read_hugging_face
     from captioner.memory import keep_freed_memory
-    from captioner.runners import CheckpointRunner, is_sequence_model, read_sequence_model
+    from captioner.runners import (
+        Address,
+        CheckpointRunner,
+        RemoteRunner,
+        is_address,
+        is_sequence_model,
+        read_sequence_model,
+    )
 
+    name = os.fspath(name_or_path)
+    if is_address(name):
+        address = Address.parse(name)
+        return Captioner(RemoteRunner(address), name=address.model)
     on = resolve_device(device)
     if on.type == "cpu":
         keep_freed_memory()
     number = resolve_dtype(dtype, on)
-    name = os.fspath(name_or_path)
     directory = model_directory(name)
     if directory.is_dir() and not is_hugging_face(directory):
         runner = CheckpointRunner(load_checkpoint(directory, device=on, dtype=number))

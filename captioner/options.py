@@ -17,6 +17,7 @@ from captioner.errors import OptionsError
 __all__ = ["DEFAULT_LENGTH_PENALTY", "GenerationOptions", "SearchOptions"]
 
 DEFAULT_LENGTH_PENALTY = 1.0
+MAX_TEXT = 4000
 
 _INTEGERS = {
     "num_beams": (1, 64),
@@ -57,6 +58,7 @@ class SearchOptions:
     no_repeat_ngram_size: int = 0
     bad_words: tuple[str, ...] = ()
     prompt: str = ""
+    instruction: str = ""
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -91,6 +93,7 @@ class GenerationOptions:
         no_repeat_ngram_size: 0…16; no run of so many tokens occurs twice in a caption; 0 allows all.
         bad_words: words or phrases that no caption contains.
         prompt: text that every caption begins with.
+        instruction: what to ask of a model that follows instructions, up to 4000 characters; "" for its own.
         do_sample: draw words at random instead of searching for the best caption.
         temperature: 0.01…100; below 1 draws likely words more often. Sampling only, as are the next three.
         top_k: draw from this many best words only; 0 draws from all.
@@ -115,6 +118,7 @@ class GenerationOptions:
     no_repeat_ngram_size: int | None = None
     bad_words: tuple[str, ...] | None = None
     prompt: str | None = None
+    instruction: str | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -192,9 +196,11 @@ def _check_value(name: str, value: object) -> None:
     elif name in _FLAGS:
         if not isinstance(value, bool):
             raise OptionsError(f"{name} must be True or False, not {value!r}")
-    elif name == "prompt":
+    elif name in ("prompt", "instruction"):
         if not isinstance(value, str):
-            raise OptionsError(f"prompt must be a text, not {value!r}")
+            raise OptionsError(f"{name} must be a text, not {value!r}")
+        if len(value) > MAX_TEXT:
+            raise OptionsError(f"{name} must have {MAX_TEXT} characters at most, not {len(value)}")
     elif not isinstance(value, tuple) or not all(isinstance(word, str) and word.strip() for word in value):
         raise OptionsError(f"bad_words must be a tuple of words, none of them empty, not {value!r}")
 

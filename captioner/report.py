@@ -121,7 +121,7 @@ def _draw(entry: Entry) -> str:
     """A photograph's text in the page: what it is found and sorted by, and its figure."""
     source, record = entry
     facts = {"file": _name(record), "caption": record.get("caption"), "error": record.get("error")}
-    if "caption" in record:
+    if record.get("confidence") is not None:
         facts["confidence"] = f"{record['confidence']:.4f}"
     attributes = "".join(f' data-{name}="{escape(value)}"' for name, value in facts.items() if value)
     return f'<script type="text/html"{attributes}>\n{_figure(source, record)}\n</script>\n'

@@ -14,6 +14,7 @@ status means
 422    a photo is damaged, or cannot be fetched from its URL
 429    too many photos are being worked on; Retry-After says when to come back
 500    the model failed, or the server has a bug
+502    the server that the model runs on failed on this photo
 503    not ready yet, shutting down, or too slow; Retry-After likewise
 ====== ==============================================================
 """
@@ -29,7 +30,15 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from captioner import ImageDecodeError, ImageError, ImageSizeError, ImageTypeError, OptionsError
+from captioner import (
+    ImageDecodeError,
+    ImageError,
+    ImageSizeError,
+    ImageTypeError,
+    OptionsError,
+    RemoteError,
+    RemoteUnavailableError,
+)
 from service.engine import DeadlineError, InferenceError, NotReadyError, QueueFullError
 from service.validation import complaints
 
@@ -42,6 +51,8 @@ EXCEPTIONS: dict[type[Exception], tuple[int, str, str]] = {
     ImageDecodeError: (422, "image-damaged", "The photo cannot be decoded"),
     ImageError: (422, "image", "The photo cannot be used"),
     QueueFullError: (429, "queue-full", "Too many photos at once"),
+    RemoteUnavailableError: (503, "remote-unavailable", "The model's server is not available"),
+    RemoteError: (502, "remote", "The model's server failed"),
     InferenceError: (500, "inference", "The model failed"),
     NotReadyError: (503, "not-ready", "Not ready"),
     DeadlineError: (503, "deadline", "Too slow"),

@@ -29,7 +29,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 def count_tokens(caption: Caption | Alternative) -> int:
     """How many tokens were generated; confidence is defined as exp(logprob / tokens)."""
-    if caption.confidence in (0.0, 1.0):  # rounded beyond use
+    if caption.logprob is None or not caption.confidence or caption.confidence == 1:  # unknown, or rounded
         return len(caption.caption.split()) + 1
     return round(caption.logprob / math.log(caption.confidence))
 

@@ -49,7 +49,7 @@ router = APIRouter()
 STRANGERS = (401, 421)
 """What a route can answer with to clients that have no key, or none that is right."""
 
-BUSY = (408, 413, 415, 422, 429, 500, 503)
+BUSY = (408, 413, 415, 422, 429, 500, 502, 503)
 """What every route that captions photos can answer with, besides what its own input can be wrong in."""
 
 
@@ -238,8 +238,9 @@ def _model(service: Service) -> ModelOut:
         owned_by="captioner",
         description=captioner.description,
         parameters=captioner.parameters,
-        device=str(captioner.device),
-        dtype=str(captioner.dtype).removeprefix("torch."),
+        device=None if captioner.sends_photos_to else str(captioner.device),
+        dtype=str(captioner.dtype).removeprefix("torch.") if captioner.dtype else None,
+        sends_photos_to=captioner.sends_photos_to,
         default_options=captioner.default_options.to_dict(),
         gives={name: None if reason else True for name, reason in lacks.items()},
         reasons={name: reason for name, reason in lacks.items() if reason},

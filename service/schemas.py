@@ -59,6 +59,9 @@ class CaptionOptions(_Strict):
         None, description="Words never to use."
     )
     prompt: str | None = Field(None, max_length=300, description="Words that the caption begins with.")
+    instruction: str | None = Field(
+        None, max_length=4000, description="What to write about the photo, for a model that can be asked."
+    )
     do_sample: bool | None = Field(None, description="Draw the words at random.")
     temperature: float | None = Field(None, ge=0.01, le=100, description="With do_sample: below 1 is tamer.")
     top_k: int | None = Field(
@@ -149,8 +152,10 @@ class WordOut(BaseModel):
     """One word of a caption."""
 
     text: str
-    logprob: float = Field(le=0, description="Natural log-probability.")
-    confidence: float = Field(ge=0, le=1, description="exp(mean token log-prob).")
+    logprob: float | None = Field(
+        le=0, description="Natural log-probability; null where a model's server tells none."
+    )
+    confidence: float | None = Field(ge=0, le=1, description="exp(mean token log-prob), or null.")
     attention: list[list[float]] | None = Field(
         None, description="Where the model looked: rows from the top; sums to 1. On request."
     )
@@ -164,8 +169,8 @@ class AlternativeOut(BaseModel):
     """Another caption of the same photo."""
 
     caption: str
-    confidence: float = Field(ge=0, le=1)
-    logprob: float = Field(le=0)
+    confidence: float | None = Field(ge=0, le=1)
+    logprob: float | None = Field(le=0)
 
 
 class CaptionOut(BaseModel):
@@ -176,8 +181,8 @@ class CaptionOut(BaseModel):
     width: int = Field(description="Pixels of the upright photo.")
     height: int
     caption: str
-    confidence: float = Field(ge=0, le=1, description="exp(mean token log-prob).")
-    logprob: float = Field(le=0)
+    confidence: float | None = Field(ge=0, le=1, description="exp(mean token log-prob), or null.")
+    logprob: float | None = Field(le=0)
     words: list[WordOut]
     alternatives: list[AlternativeOut]
 
@@ -212,9 +217,12 @@ class ModelOut(BaseModel):
     created: int
     owned_by: str
     description: str
-    parameters: int
-    device: str
-    dtype: str
+    parameters: int | None
+    device: str | None
+    dtype: str | None
+    sends_photos_to: str | None = Field(
+        description="The server that photos are sent on to, where the model runs on one."
+    )
     default_options: dict[str, Any]
     gives: dict[str, Literal[True] | None] = Field(
         description="What the model can give; null for what it cannot, for which `reasons` says why."

@@ -41,7 +41,11 @@ class Settings(BaseSettings):
         env_prefix="CAPTIONER_", frozen=True, env_ignore_empty=True, secrets_dir="/run/secrets"
     )
 
-    model: str = Field("default", description="A name of `captioner models`, or a checkpoint directory")
+    model: str = Field(
+        "default",
+        description="As `--model` takes it: a name of `captioner models`, a directory, "
+        "a model of the hub or of a server",
+    )
     device: str = Field(
         "auto",
         description="`auto`, `cpu`, `cuda` or `mps`; `cuda:0,cuda:1`: a process on each; `all`: on every GPU",

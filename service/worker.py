@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 
 import numpy as np
@@ -17,7 +18,9 @@ from captioner import (
     Caption,
     Captioner,
     OptionsError,
+    PartialError,
     PreparedImage,
+    RemoteError,
     SearchOptions,
     StreamEvent,
     is_out_of_memory,
@@ -149,8 +152,9 @@ class Worker:
 
     def _warm_up(self) -> None:
         """Have kernels chosen and memory taken before the first request."""
-        on_cpu = self.captioner.device.type == "cpu"
-        self._prove((1,) if on_cpu else (1, self._batcher.max_batch))
+        if self.captioner.sends_photos_to is None:  # a server is not asked until somebody wants something
+            on_cpu = self.captioner.device.type == "cpu"
+            self._prove((1,) if on_cpu else (1, self._batcher.max_batch))
         self.warm.set()
 
     def _prove(self, sizes: Sequence[int]) -> None:
@@ -190,6 +194,13 @@ class Worker:
         except OptionsError as error:
             text = str(error)
             return self._fail(jobs, lambda: OptionsError(text))
+        except PartialError as error:
+            for job, result in zip(jobs, error.results, strict=True):
+                if isinstance(result, Caption):
+                    self._resolve([job], [result])
+                else:
+                    self._fail([job], partial(type(result), str(result)))  # type: ignore[misc]
+            return None
         except Exception as error:
             if not is_out_of_memory(error) or len(jobs) == 1:
                 logger.exception("a batch of %d failed", len(jobs))
@@ -247,7 +258,7 @@ class Worker:
             event = next(stream.steps)
         except Exception as error:
             self.metrics.images.labels("failed").inc()
-            if not isinstance(error, OptionsError):
+            if not isinstance(error, OptionsError | RemoteError):
                 logger.exception("a stream failed")
                 self._suspect = True
                 error = InferenceError()

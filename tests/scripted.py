@@ -30,6 +30,7 @@ class ScriptedCaptioner(FakeCaptioner):
     dtype = torch.float32
     parameters = 0
     lacks = Lacks()
+    sends_photos_to = None
 
     def __init__(self) -> None:
         super().__init__()

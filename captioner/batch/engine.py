@@ -9,8 +9,9 @@ import torch
 
 from captioner.batch.items import Item
 from captioner.batch.records import Record, caption_record, error_record, image_error_record
+from captioner.caption import Caption
 from captioner.captioner import Captioner, PreparedImage
-from captioner.errors import CaptionerError, ImageError
+from captioner.errors import CaptionerError, ImageError, PartialError, RemoteUnavailableError
 from captioner.load import is_out_of_memory
 from captioner.options import GenerationOptions
 
@@ -54,6 +55,8 @@ class BatchCaptioner:
         captioner.check_options(self.options)  # what is wrong with them is known before anything is written
         self.max_batch: int | None = None
         """Photographs that fit into memory together, once a larger batch did not; None before."""
+        self.stopped: CaptionerError | None = None
+        """Why nothing more can be captioned; None where it can."""
         self._failures = 0  # of the model, in a row
 
     def prepare(self, item: Item) -> Prepared:
@@ -65,6 +68,8 @@ class BatchCaptioner:
 
     def records(self, items: Sequence[Item], prepared: Sequence[Prepared]) -> list[Record]:
         """Caption one batch, and give the records of its items in their order.
+
+        Once ``stopped`` is set, photographs that have no record are left for another run.
 
         Raises:
             CaptionerError: the model failed on photograph after photograph.
@@ -78,7 +83,7 @@ class BatchCaptioner:
                 good.append((item, image))
         for record in self._caption(good):
             found[record["file"]] = record
-        return [found[item.key] for item in items]
+        return [found[item.key] for item in items if item.key in found]
 
     def _caption(self, batch: Sequence[tuple[Item, PreparedImage]]) -> Iterator[Record]:
         limit = self.max_batch or max(1, len(batch))
@@ -90,6 +95,9 @@ class BatchCaptioner:
         try:
             captions = self.captioner.caption_prepared([image for _, image in batch], self.options)
         except Exception as error:
+            if isinstance(error, PartialError):
+                yield from self._partial(batch, error)
+                return
             problem, no_memory = " ".join(str(error).split())[:200], is_out_of_memory(error)
         else:
             self._failures = 0
@@ -107,6 +115,19 @@ class BatchCaptioner:
             self.max_batch = middle
         yield from self._caption(batch[:middle])
         yield from self._caption(batch[middle:])
+
+    def _partial(self, batch: Sequence[tuple[Item, PreparedImage]], error: PartialError) -> Iterator[Record]:
+        """What a server captioned, and why not the rest, unless that is no photograph's fault."""
+        captioned = len(error.results) - len(error.errors)
+        self._failures = 0 if captioned else self._failures + len(error.errors)
+        down = next((item for item in error.errors if isinstance(item, RemoteUnavailableError)), None)
+        if down or self._failures > MAX_FAILURES:
+            self.stopped = down or error
+        for (item, _), result in zip(batch, error.results, strict=True):
+            if isinstance(result, Caption):
+                yield caption_record(item.key, result)
+            elif self.stopped is None:
+                yield error_record(item.key, str(result), "remote")
 
     def _failed(self, item: Item, problem: str, kind: str) -> Record:
         self._failures += 1

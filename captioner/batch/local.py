@@ -12,6 +12,7 @@ from captioner.batch.engine import BatchCaptioner
 from captioner.batch.items import Item
 from captioner.batch.prefetch import prefetch
 from captioner.batch.records import Record
+from captioner.errors import CaptionerError
 
 __all__ = ["BatchSize", "LocalEngine"]
 
@@ -46,6 +47,8 @@ class LocalEngine:
                 records = self.captioner.records(*zip(*batch, strict=True))
                 self.batch_size.measure(len(batch), perf_counter() - begun)
                 yield records
+                if self.captioner.stopped:
+                    raise CaptionerError(f"{self.captioner.stopped}; the same command goes on")
 
     def _next_size(self) -> int:
         return min(self.batch_size.next, self.captioner.max_batch or self.batch_size.next)

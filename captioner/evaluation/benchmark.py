@@ -155,7 +155,7 @@ def benchmark(
         device=runner.device_name(),
         processor=processor.name,
         instruction_sets=processor.instruction_sets,
-        dtype=str(captioner.dtype).removeprefix("torch."),
+        dtype=str(captioner.dtype or "of a server").removeprefix("torch."),
         threads=torch.get_num_threads(),
         num_beams=chosen.num_beams,
         tokens=tokens,
@@ -261,7 +261,7 @@ class _Runner:
         assert parts is not None
         checkpoint = parts.checkpoint
         pixels = torch.stack([image.content for image in self.batch(size)]).to(self.captioner.device)
-        pixel_values = checkpoint.processor.normalize(pixels, self.captioner.dtype)
+        pixel_values = checkpoint.processor.normalize(pixels, parts.dtype)
 
         def ours() -> list[list[int]]:
             return _search(parts, checkpoint.model.encode(pixel_values).region_tokens, self.options)

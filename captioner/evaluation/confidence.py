@@ -48,7 +48,8 @@ def judge_confidence(
 
     Args:
         references: for each photo, the captions that people wrote.
-        captions: for the same photos; those without a content word are left out.
+        captions: for the same photos; those without a content word are left out, as is what
+            has no confidence.
     """
     words: list[tuple[float, bool]] = []
     whole: list[tuple[float, float]] = []
@@ -56,9 +57,9 @@ def judge_confidence(
         said, share = said_by(references[key]), share_right(caption.caption, references[key])
         for word in caption.words:
             content = content_words(word.text)
-            if content:
+            if content and word.confidence is not None:
                 words.append((word.confidence, said.issuperset(content)))
-        if share is not None:
+        if share is not None and caption.confidence is not None:
             whole.append((caption.confidence, share))
     confidences, shares = [stated for stated, _ in whole], [share for _, share in whole]
     return ConfidenceScores(

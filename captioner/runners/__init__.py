@@ -3,18 +3,23 @@
 Each kind of model has a runner; :class:`~captioner.captioner.Captioner` holds one and asks no further.
 """
 
+from captioner.runners.address import Address, is_address
 from captioner.runners.base import Lacks, PreparedImage, Progress, Runner, WrittenCaption
 from captioner.runners.ours import CheckpointRunner
 from captioner.runners.quiet import quiet_transformers
+from captioner.runners.remote import RemoteRunner
 from captioner.runners.sequence import is_sequence_model, read_sequence_model
 
 __all__ = [
+    "Address",
     "CheckpointRunner",
     "Lacks",
     "PreparedImage",
     "Progress",
+    "RemoteRunner",
     "Runner",
     "WrittenCaption",
+    "is_address",
     "is_sequence_model",
     "quiet_transformers",
     "read_sequence_model",

@@ -11,10 +11,14 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint
+from captioner.errors import RemoteError
 from captioner.generation import SearchOptions
 from captioner.tokenizer import TokenSpan
 
-__all__ = ["Lacks", "NetworkRunner", "PreparedImage", "Progress", "Runner", "WrittenCaption"]
+__all__ = ["UNASKED", "Lacks", "NetworkRunner", "PreparedImage", "Progress", "Runner", "WrittenCaption"]
+
+
+UNASKED = "it was trained to caption photos, not to follow instructions"
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,14 @@ class Lacks:
         streaming: words before the caption is whole; else it comes in one piece.
         seeds: the same samples again.
         beams: a beam search.
+        instructions: captions as ``GenerationOptions.instruction`` asks for them.
     """
 
     attention: str | None = None
     streaming: str | None = None
     seeds: str | None = None
     beams: str | None = None
+    instructions: str | None = None
 
     def to_dict(self) -> dict[str, str | None]:
         """The reasons by name."""
@@ -62,13 +68,14 @@ class WrittenCaption:
 
     Attributes:
         text: all of it, the prompt included.
-        logprobs: natural log-probabilities of the generated tokens, the end token included.
-        words: the words that the model wrote, each with its range of ``logprobs``.
+        logprobs: natural log-probabilities of the generated tokens, the end token included; None where a
+            server tells none.
+        words: the words that the model wrote, each with its range of ``logprobs``, empty where unknown.
         maps: ``(tokens, h, w)`` float32 on the CPU, where the model looked for each token; or None.
     """
 
     text: str
-    logprobs: Sequence[float]
+    logprobs: Sequence[float] | None
     words: Sequence[TokenSpan]
     maps: Tensor | None = None
 
@@ -110,16 +117,20 @@ class Runner(Protocol):
         """The model in our own format; None where it has another shape."""
 
     @property
+    def sends_photos_to(self) -> str | None:
+        """The server that photos are sent to; None where all is done in this process."""
+
+    @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where this process computes."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """In which number type."""
+    def dtype(self) -> torch.dtype | None:
+        """In which number type; None where another computer knows."""
 
     @property
-    def parameters(self) -> int:
-        """How many weights the model has."""
+    def parameters(self) -> int | None:
+        """How many weights the model has; None likewise."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to a device and a number type; nothing may be using it."""
@@ -130,10 +141,13 @@ class Runner(Protocol):
     def check_options(self, options: SearchOptions) -> None:
         """Raise OptionsError where the options do not suit the model; ``lacks`` is not looked at here."""
 
-    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
+    def caption(
+        self, images: Sequence[PreparedImage], options: SearchOptions
+    ) -> Sequence[Sequence[WrittenCaption] | RemoteError]:
         """For each photo of a batch 1 + alternatives captions, best first, or fewer where fewer exist.
 
-        Maps come with the first of each, where the options ask for attention and the runner can give it.
+        Where a server is asked, a photo may have an error in place of its captions. Maps come with the first
+        caption of each, where the options ask for attention and the runner can give it.
         Errors are those of :meth:`check_options`.
         """
 
@@ -147,6 +161,8 @@ class NetworkRunner:
     Args:
         network: in eval mode.
     """
+
+    sends_photos_to = None
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network

@@ -12,20 +12,20 @@ from captioner.attention import token_maps
 from captioner.checkpoint import Checkpoint
 from captioner.generation import Decided, DecodeRules, Hypothesis, SearchOptions, generate, stream
 from captioner.model import EncodedImages
-from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.text import decode_rules, normalized, prompt_of, written
 
 __all__ = ["CheckpointRunner"]
 
 
 class CheckpointRunner(NetworkRunner):
-    """Runs the model of a checkpoint; it gives all that there is.
+    """Runs the model of a checkpoint.
 
     Args:
         checkpoint: the model, its tokenizer and its image processor; kept as the attribute of this name.
     """
 
-    lacks = Lacks()
+    lacks = Lacks(instructions=UNASKED)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.model)

@@ -22,7 +22,7 @@ from captioner.errors import CheckpointError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.image import ImageProcessor
 from captioner.logits import LogitsRules
-from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.quiet import quiet_transformers
 from captioner.runners.text import decode_rules, normalized, prompt_of, written
 
@@ -89,6 +89,7 @@ class SequenceRunner(NetworkRunner):
         attention="its decoder reads photo and text in one sequence",
         streaming="the search of transformers says nothing before its end",
         seeds="the search of transformers draws from torch's global generator",
+        instructions=UNASKED,
     )
     checkpoint = None
 

@@ -2,8 +2,8 @@
 /** The server's HTTP API, as far as the page uses it. */
 
 /**
- * @typedef {{text: string, confidence: number, attention?: number[][], box?: number[]}} Word
- * @typedef {{caption: string, confidence: number, logprob: number}} Alternative
+ * @typedef {{text: string, confidence: number | null, attention?: number[][], box?: number[]}} Word
+ * @typedef {{caption: string, confidence: number | null, logprob: number | null}} Alternative
  * @typedef {Alternative & {file: string, model: string, width: number, height: number, words: Word[],
  *   alternatives: Alternative[]}} Caption
  */
@@ -81,7 +81,8 @@ export async function captionPhoto(photo, name, { options, key, signal, onText, 
  * The model that the server runs, with its default options.
  *
  * @param {string} key
- * @returns {Promise<{id: string, device: string, default_options: Record<string, unknown>, max_beams: number,
+ * @returns {Promise<{id: string, device: string | null, sends_photos_to: string | null,
+ *   gives: Record<string, true | null>, default_options: Record<string, unknown>, max_beams: number,
  *   max_upload_bytes: number}>}
  */
 export async function describeModel(key) {

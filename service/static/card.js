@@ -4,7 +4,7 @@
 import { Problem } from "./api.js";
 import { Heatmap } from "./heatmap.js";
 import { copy, imageTag } from "./share.js";
-import { percent, showWords } from "./words.js";
+import { percent, showWords, sure } from "./words.js";
 
 /** @typedef {import("./api.js").Caption} Caption */
 /** @typedef {"waiting" | "working" | "done" | "failed"} State */
@@ -72,16 +72,17 @@ export class Card {
     const { width, height, alternatives, confidence, model } = caption;
     this.#shape(width / height);
     /** @type {HTMLImageElement} */ (this.#find("img")).alt = caption.caption;
-    const hint = matchMedia("(hover: hover)").matches ? HINT : TOUCH_HINT;
+    const pointing = matchMedia("(hover: hover)").matches ? HINT : TOUCH_HINT;
+    const hint = caption.words.some((word) => word.attention) ? pointing : "";
     showWords(this.#find(".caption"), caption, (word) => {
       if (word?.attention) this.heatmap.show(word.attention, word.box ? partsOf(word.box, caption) : null);
       else this.heatmap.hide();
-      this.#say(word ? `${word.text} · ${percent(word.confidence)} sure` : hint);
+      this.#say(word ? `${word.text}${sure(word.confidence, " · ")}` : hint);
     });
     this.#find(".others").hidden = !alternatives.length;
     this.#find(".others ol").replaceChildren(...alternatives.map((other) => this.#other(other)));
     const size = `${photo === this.file ? "" : "sent at "}${width} × ${height}`;
-    this.#find(".facts").textContent = `${percent(confidence)} sure · ${size} · ${model}`;
+    this.#find(".facts").textContent = `${confidence === null ? "" : `${percent(confidence)} sure · `}${size} · ${model}`;
     this.#enter("done", hint);
   }
 

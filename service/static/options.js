@@ -39,8 +39,9 @@ export class Options {
     return this.form.reportValidity();
   }
 
-  /** @param {{default_options: Record<string, unknown>, max_beams: number}} model */
-  adopt({ default_options: defaults, max_beams: most }) {
+  /** @param {{default_options: Record<string, unknown>, max_beams: number, gives: Record<string, true | null>}} model */
+  adopt({ default_options: defaults, max_beams: most, gives }) {
+    for (const name of ["num_beams", "alternatives"]) this.#input(name).disabled = !gives.beams; // then neither is sent
     this.#input("num_beams").max = String(most);
     this.#input("alternatives").max = String(most - 1);
     for (const name of ["num_beams", "max_length"]) this.#input(name).placeholder = `auto (${defaults[name]})`;

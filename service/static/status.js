@@ -15,6 +15,7 @@ export class Status {
   constructor(element, options) {
     this.element = element;
     this.text = /** @type {HTMLElement} */ (element.querySelector(".text"));
+    this.goal = /** @type {HTMLElement} */ (document.getElementById("goal"));
     this.options = options;
   }
 
@@ -34,7 +35,9 @@ export class Status {
       const model = await describeModel(this.options.key);
       this.options.adopt(model);
       this.maxUpload = model.max_upload_bytes;
-      return this.#show("ready", `${model.id} on ${model.device}`);
+      const server = model.sends_photos_to;
+      if (server) this.goal.textContent = `Photos go to this server, which sends them on to ${server}.`;
+      return this.#show("ready", `${model.id} on ${server ?? model.device}`);
     } catch (error) {
       if (error instanceof Problem && error.status === 401) return this.#show("locked", "needs an API key");
       return this.#show("gone", "server out of reach");

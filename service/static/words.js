@@ -6,9 +6,14 @@ import { describePlace } from "./heatmap.js";
 /** @typedef {import("./api.js").Word} Word */
 /** @typedef {import("./api.js").Caption} Caption */
 
-/** @param {number} confidence */
+/** @param {number | null} confidence - null where a model's server does not tell it */
 export function percent(confidence) {
-  return `${Math.round(100 * confidence)}%`;
+  return confidence === null ? "" : `${Math.round(100 * confidence)}%`;
+}
+
+/** @param {number | null} confidence @param {string} before - what stands before it, if there is one */
+export function sure(confidence, before) {
+  return confidence === null ? "" : `${before}${percent(confidence)} sure`;
 }
 
 /**
@@ -96,7 +101,7 @@ function wordButton(word) {
   button.className = "word";
   button.textContent = word.text;
   button.setAttribute("aria-pressed", "false");
-  button.setAttribute("aria-label", `${word.text}, ${percent(word.confidence)} sure${place}`);
-  button.style.setProperty("--confidence", String(word.confidence));
+  button.setAttribute("aria-label", `${word.text}${sure(word.confidence, ", ")}${place}`);
+  button.style.setProperty("--confidence", String(word.confidence ?? 0));
   return button;
 }

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from images import draw_noise, encode
+from model_servers import model_server
 from playwright.sync_api import expect
 from scripted import ScriptedCaptioner
 from webpage import add, photo, word
+
+from captioner import Captioner
+from captioner.runners import Address, RemoteRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +67,24 @@ def test_a_failure_in_the_midst_of_a_caption_is_told(
     captioner.broken.clear()
     card.get_by_role("button", name="Try again").click()
     expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+
+
+def test_a_model_on_a_server_says_where_photos_go(
+    page: Page, serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with model_server(logprobs="no") as server:
+        runner = RemoteRunner(Address.parse(server.openai))
+        page.goto(serve(Captioner(runner, name="made/up")))
+        host = f"127.0.0.1:{server.port}"
+        expect(page.get_by_role("status").first).to_have_text(f"made/up on {host}")
+        expect(page.locator("footer")).to_contain_text(f"this server, which sends them on to {host}.")
+        page.locator("summary").click()
+        expect(page.get_by_label("Beams")).to_be_disabled()
+        card = add(page, photo())
+        expect(card.locator(".caption")).to_contain_text("a photo 120 wide and 80 high")
+        expect(card.locator(".facts")).to_have_text("120 × 80 · made/up")
+        assert card.get_by_role("button", name="photo", exact=True).count() == 1, "no word is said to be sure"
 
 
 def test_a_busy_server_is_asked_again(page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner):

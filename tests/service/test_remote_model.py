@@ -1,0 +1,99 @@
+"""The service in front of a model on another server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from images import draw_noise, encode
+from model_servers import ModelServer, describe, model_server
+from problems import check_problem
+
+from captioner import Captioner
+from captioner.runners import Address, RemoteRunner
+from captioner.runners.address import RemoteSettings
+
+PHOTOS = [encode(draw_noise(60 + seed, 50, seed=seed), "PNG") for seed in range(6)]
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with model_server() as found:
+        yield found
+
+
+def remote(server: ModelServer, **settings: Any) -> Captioner:
+    how = RemoteSettings(**{"backoff_s": 0.001, "attempts": 2, **settings})
+    return Captioner(RemoteRunner(Address.parse(server.openai), how), name="made/up")
+
+
+@pytest.fixture(autouse=True)
+def _straight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def ask(client: httpx.Client, photo: bytes, **options: Any) -> httpx.Response:
+    return client.post("/v1/captions", files={"image": ("a.png", photo)}, data=options)
+
+
+def expected(model: Captioner, photo: bytes) -> str:
+    return describe(model.prepare(photo).content)
+
+
+def test_it_says_where_photos_go_and_what_it_cannot_give(serve, server: ModelServer):
+    with serve(remote(server)) as client:
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["sends_photos_to"] == f"127.0.0.1:{server.port}"
+        assert (model["device"], model["dtype"], model["parameters"]) == (None, None, None)
+        assert model["gives"]["attention"] is None
+        assert "does not tell" in model["reasons"]["attention"]
+        assert model["gives"]["instructions"] is True
+        assert server.bodies == [], "nothing is sent before somebody wants a caption"
+
+
+def test_captions_and_streams_are_the_servers(serve, server: ModelServer):
+    model = remote(server)
+    with serve(model) as client:
+        caption = ask(client, PHOTOS[0], attention=True, instruction="Briefly.").json()["captions"][0]
+        assert caption["caption"] == expected(model, PHOTOS[0])
+        assert "attention" not in caption["words"][0]
+        events = client.post("/v1/captions/stream", files={"image": ("a.png", PHOTOS[0])}).text
+        assert events.count("event: text") > 3
+        assert '"caption": "a photo 60' in events
+        check_problem(ask(client, PHOTOS[0], num_beams=3), 400)
+
+
+def test_a_photo_that_the_server_refuses_spoils_no_others(serve, server: ModelServer):
+    model = remote(server)
+    bad = expected(model, PHOTOS[2])
+    server.fault = lambda text, attempt: "500" if text == bad else None
+    with serve(model, batch_window_ms=300) as client:
+        files = [("image", (f"{number}.png", photo)) for number, photo in enumerate(PHOTOS)]
+        problem = check_problem(client.post("/v1/captions", files=files), 502)
+        assert "500" in problem["detail"]
+        for photo in PHOTOS[:2]:
+            assert ask(client, photo).json()["captions"][0]["caption"] == expected(model, photo)
+
+
+def test_a_server_that_is_away_for_a_while_ends_nothing(serve, server: ModelServer):
+    model = remote(server)
+    with serve(model) as client:
+        server.fault = lambda text, attempt: "503"
+        response = ask(client, PHOTOS[0])
+        check_problem(response, 503)
+        assert response.headers["Retry-After"]
+        events = client.post("/v1/captions/stream", files={"image": ("a.png", PHOTOS[0])})
+        check_problem(events, 503)
+        server.fault = lambda text, attempt: None
+        assert client.get("/healthz").status_code == 200
+        assert ask(client, PHOTOS[0]).json()["captions"][0]["caption"] == expected(model, PHOTOS[0])
+
+
+def test_no_request_chooses_the_address(serve, server: ModelServer):
+    with serve(remote(server)) as client:
+        body = {"model": server.openai, "messages": [{"role": "user", "content": "hello"}]}
+        check_problem(client.post("/v1/chat/completions", json=body), 404)
+        check_problem(client.get(f"/v1/models/{server.openai}"), 404)
+    assert server.bodies == []
