@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from images import draw_scene, encode
 from metadata import write_exiftool
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from captioner.batch.embedded import embedded_descriptions
 
@@ -28,6 +30,15 @@ def test_each_format_and_place(tmp_path: Path, suffix: str, place: str):
     assert embedded_descriptions(path) == []
     write_exiftool(path, f"-{place}={MINE}")
     assert embedded_descriptions(path) == [MINE]
+
+
+def test_a_cameras_file_whose_pixels_pillow_does_not_know(tmp_path: Path):
+    ifd = ImageFileDirectory_v2()
+    ifd[256], ifd[257], ifd[262], ifd[270] = 9, 9, 32803, "In the garden"
+    data = io.BytesIO()
+    ifd.save(data)
+    (tmp_path / "dog.dng").write_bytes(b"II*\0\x08\0\0\0" + data.getvalue()[8:])
+    assert embedded_descriptions(str(tmp_path / "dog.dng")) == ["In the garden"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
@@ -74,6 +85,13 @@ def test_what_a_camera_writes_is_no_description(tmp_path: Path, words: str):
     path = photo(tmp_path / "dog.jpg")
     write_exiftool(path, f"-EXIF:ImageDescription={words}", f"-EXIF:UserComment={words}")
     assert embedded_descriptions(path) == []
+
+
+@pytest.mark.parametrize("words", ["Created by my father, 1987", "A digital camera", "HDR of the lake", "x"])
+def test_what_a_person_writes_is_one(tmp_path: Path, words: str):
+    path = photo(tmp_path / "dog.jpg")
+    write_exiftool(path, f"-EXIF:ImageDescription={words}")
+    assert embedded_descriptions(path) == [words]
 
 
 def test_a_comment_that_is_no_text_is_none(tmp_path: Path):

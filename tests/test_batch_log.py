@@ -308,6 +308,19 @@ def test_replacing_needs_no_longer_a_name_than_fits(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
+def test_replacing_keeps_attributes_but_not_the_time(tmp_path: Path):
+    target = tmp_path / "target"
+    target.write_text("old")
+    try:
+        os.setxattr(target, "user.tag", b"red")
+    except (AttributeError, OSError):
+        pytest.skip("no attributes on this machine's disk")
+    os.utime(target, (1, 1))
+    with replacing(target) as file:
+        file.write(b"new")
+    assert [os.getxattr(target, "user.tag"), target.stat().st_mtime > 1] == [b"red", True]
+
+
 def test_replacing_is_all_or_nothing_and_keeps_mode_and_link(tmp_path: Path):
     target = tmp_path / "target"
     target.write_text("old")

@@ -69,6 +69,18 @@ def test_photographs_that_share_a_stem_do_not_share_a_sidecar(tmp_path: Path):
     assert found == ["dog.jpg.txt", "dog.HEIC.txt", "Dog.png.txt", "cat.txt"]
 
 
+def test_the_short_name_beside_a_raw_file_is_the_raw_files(tmp_path: Path):
+    for name in ("dog.jpg", "dog.CR2"):
+        (tmp_path / name).touch()
+    names = ("dog.jpg", "dog.CR2")
+    assert [Sidecars("xmp").path(str(tmp_path / name)).name for name in names] == [f"{n}.xmp" for n in names]
+    (tmp_path / "dog.xmp").write_text(PACKET % GERMAN, encoding="utf-8")
+    found = [Sidecars("xmp").path(str(tmp_path / name)).name for name in names]
+    assert found == ["dog.jpg.xmp", "dog.xmp"]
+    for name in names:  # Lightroom shows it for both
+        assert str(Sidecars("xmp").write(str(tmp_path / name), RECORD)) == "dog.xmp has a description already"
+
+
 def test_a_sidecar_in_another_case_is_the_same_one(tmp_path: Path):
     for name in ("dog.jpg", "DOG.XMP", "cat.jpg", "Cat.JPG.Xmp", "a.jpg", "A.JPG", "A.JPG.xmp"):
         (tmp_path / name).touch()

@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import ExifTags, IptcImagePlugin
+from PIL import ExifTags, Image, IptcImagePlugin
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.batch.xmp import descriptions, parse
-from captioner.formats import image_class
 
 __all__ = ["embedded_descriptions"]
 
 XMP_IN_TIFF = 700
 CAPTION_ABSTRACT = (2, 120)
 CAMERAS = re.compile(
-    r"(olympus|minolta|konica minolta|samsung|kodak|vivitar|premier|a)? *digital (still )?camera"
-    r"|sony dsc|minolta dsc|exif[ _]jpeg.*|dcim[\\/].*|dji[ _\d].*|screenshot|ascii|default|untitled"
-    r"|created (with|by) .*|[a-z]*hdr[a-z]*|cof|sdr|oznor\w*|mde|binary comment",
+    r"((olympus|minolta|konica minolta|samsung|kodak|vivitar|premier) *)?digital (still )?camera"
+    r"|(sony|minolta) dsc|exif[ _]jpeg([ _]picture)?|(dcim[\\/].*)?dji_\d+\.\w+|screenshot|ascii|default"
+    r"|untitled|created with (the )?gimp.*|[a-z]*hdr[a-z]*|cof|sdr|oznor\w*|mde|binary comment|\{.shape.: .*",
     re.IGNORECASE,
 )
 """What cameras and programs write where nobody has written a description."""
@@ -29,32 +33,53 @@ CAMERAS = re.compile(
 def embedded_descriptions(path: str) -> list[str]:
     """The descriptions that a person may have put into a photograph, those that programs prefer first.
 
-    Only the file's head is decoded, of a PNG all. What is damaged, or no photograph, has none.
+    Pixels are decoded of a PNG alone. What is damaged, or no photograph, has none.
     """
-    try:
-        with open(path, "rb") as file:
-            image = image_class(file.read(512), path)(path)
-    except Exception:  # whatever Pillow raises on a damaged file; the record of it says what is wrong
-        return []
     found: list[str] = []
-    with image:
-        for read in (_from_xmp, _from_iptc, _from_exif, _from_png):
-            found += _read(read, image)
+    with suppress(Exception), open(path, "rb") as file:  # whatever Pillow raises on a damaged file
+        head = file.read(32)
+        file.seek(0)
+        if head.startswith((b"II", b"MM")):  # a TIFF, or a camera's file, whose pixels Pillow need not know
+            exif = Image.Exif()
+            exif.load_from_fp(file)
+            found += _read(_from_document, exif.get(XMP_IN_TIFF)) + _read(_from_exif, exif)
+            file.seek(0)
+            found += _read(_from_iptc, TiffImageFile(file))
+        elif (image := _open(head, file)) is not None:
+            document = image.info.get("xmp")
+            found += _read(_from_document, document) + _read(_from_iptc, image)
+            found += _read(_from_exif, image.getexif()) + _read(_from_png, image)
     return [text for text in found if not CAMERAS.fullmatch(text)]
 
 
-def _read(read: Callable[[ImageFile], Iterator[str]], image: ImageFile) -> list[str]:
+def _open(head: bytes, file: BinaryIO) -> ImageFile | None:
+    if head.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile(file)
+    if head.startswith(b"\x89PNG"):
+        return PngImageFile(file)
+    if head.startswith(b"RIFF"):
+        return WebPImageFile(file)
+    if head[4:8] == b"ftyp" and (b"avif" in head or b"avis" in head):
+        return AvifImageFile(file)
+    if head[4:8] == b"ftyp":
+        from pillow_heif import HeifImageFile  # only who opens a HEIC waits for the import
+
+        return HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return None
+
+
+def _read(read: Callable[[Any], Iterator[str]], source: object) -> list[str]:
+    """The texts of one kind; what of them is damaged is none, and the other kinds are read all the same."""
     found = []
-    with suppress(Exception):  # likewise
-        for text in read(image):
+    with suppress(Exception):
+        for text in read(source):
             text = text.strip(" \t\r\n\0")
             if text and sum(letter.isprintable() or letter.isspace() for letter in text) == len(text):
                 found.append(text)
     return found
 
 
-def _from_xmp(image: ImageFile) -> Iterator[str]:
-    document: Any = image.info.get("xmp") or getattr(image, "tag_v2", {}).get(XMP_IN_TIFF)
+def _from_document(document: str | bytes | None) -> Iterator[str]:
     if document:
         data = document.encode() if isinstance(document, str) else bytes(document)
         yield from (text for _, text in descriptions(parse(data.strip(b"\0"))))
@@ -65,8 +90,7 @@ def _from_iptc(image: ImageFile) -> Iterator[str]:
     yield _decode(text[0] if isinstance(text, list) else text)
 
 
-def _from_exif(image: ImageFile) -> Iterator[str]:
-    exif = image.getexif()
+def _from_exif(exif: Image.Exif) -> Iterator[str]:
     yield _decode(str(exif.get(ExifTags.Base.ImageDescription, "")).encode("latin-1", "replace"))
     comment = bytes(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b""))
     code, text = comment[:8].rstrip(b"\0 "), comment[8:]

@@ -16,10 +16,11 @@ __all__ = ["replacing"]
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` in one step, once it is whole, with its mode and its owner.
+    """A new file that takes the place of ``path`` in one step, once it is whole.
 
-    What a killed run left of it has the same name, so that the next one clears it away; it is short, so that
-    no name that fits is too long because of it.
+    It gets the owner, the mode and the extended attributes of the file that was there. What a killed run left
+    of it has the same name, so that the next one clears it away; it is short, so that no name that fits is
+    too long because of it.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".captioner-{zlib.crc32(os.fsencode(path.name)):08x}.tmp")
@@ -27,10 +28,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with open(temporary, "wb") as file:
             yield file
         if path.exists():
-            shutil.copymode(path, temporary)
             if sys.platform != "win32":
                 with suppress(OSError):  # only root may give a file to another owner
                     os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
+            shutil.copystat(path, temporary)
+            os.utime(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

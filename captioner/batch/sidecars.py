@@ -28,6 +28,7 @@ SidecarKind = Literal["txt", "caption", "xmp", "json"]
 SidecarNaming = Literal["stem", "full"]
 
 CAPTION_FIELD = "{caption}"
+RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
 OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
 """What every record with a caption has, and no other program's JSON."""
 
@@ -60,7 +61,8 @@ class Sidecars:
     PhotoPrism read it and captions for training are named; or ``dog.jpg.xmp``, as digiKam, darktable and
     PhotoPrism do. One of the full name that is there already is used in any case, and an XMP of either name:
     a second one would hide what the first one says. The full name is also used where photographs of one
-    folder share a stem, as ``dog.heic`` and ``dog.jpg`` do. Suffixes may be written ``.XMP`` or ``.Xmp``.
+    folder share a stem, as ``dog.heic`` and ``dog.jpg`` do; of ``dog.cr2`` and ``dog.jpg``, ``dog.xmp`` is
+    the RAW file's. Suffixes may be written ``.XMP`` or ``.Xmp``.
 
     Args:
         kind: ``txt`` and ``caption``: the caption, on a line; ``json``: the record; ``xmp``:
@@ -142,12 +144,14 @@ class Sidecars:
         """Where a photograph's sidecar belongs, and other XMPs that say something of it."""
         folder, name = os.path.split(photo)
         names, stem = self._folder(folder), os.path.splitext(name)[0]
+        is_raw = os.path.splitext(name)[1].lower() in RAW_SUFFIXES
         is_shared = names.stems[stem.casefold()] > 1
         full = names.find(f"{name}.{self.kind}", any_case=names.photos[name.casefold()] == 1)
         short = names.find(f"{stem}.{self.kind}", any_case=not is_shared)
         short_is_there = self.kind == "xmp" and os.path.lexists(short)
+        needs_full = is_shared and not (is_raw and short_is_there)
         wants_full = self.naming == "full" and not short_is_there
-        if os.path.lexists(full) or is_shared or wants_full:
+        if os.path.lexists(full) or needs_full or wants_full:
             return full, [short] if short_is_there else []
         return short, []
 
@@ -225,7 +229,7 @@ class _Folder:
         self._sidecars: dict[str, str] = {}
         for name in os.listdir(path or "."):
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
+            if suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
                 self.photos[name.casefold()] += 1
                 self.stems[stem.casefold()] += 1
             elif suffix.lower() == f".{kind}":
