@@ -48,14 +48,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-BatchSize = Annotated[int, typer.Option(min=1, help="Photographs that go through the model together.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="How many photographs go through the model together.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Attention = Annotated[
     bool, typer.Option("--attention", help="With --json: where the model looked for each word, and its box.")
 ]
 ShowOptions = Annotated[
     bool,
-    typer.Option("--show-options", help="With --json: by which options, the model's own among them."),
+    typer.Option("--show-options", help="With --json: all options that were used, with those of the model."),
 ]
 
 
@@ -119,10 +119,10 @@ def caption(
     show_options: ShowOptions = False,
     heatmap: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Draw where the model looked: .png or .html; may be repeated."),
+        typer.Option(metavar="FILE", help="Draw where the model looked, as .png or .html; may be repeated."),
     ] = None,
 ) -> None:
-    """Caption photographs: a line for each, its path, a tab and its caption."""
+    """Caption photographs. Print one line for each: its path, a tab and its caption."""
     from captioner.heatmap import check_heatmap_path, write_heatmap
     from captioner.image import decode_image
 
@@ -149,7 +149,8 @@ def caption(
 def models(
     ctx: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="One as --model takes it: what it can give.", show_default=False)
+        str | None,
+        typer.Argument(help="Say what this model can do; anything that --model takes.", show_default=False),
     ] = None,
 ) -> None:
     """List the models that --model knows by name: name, size, directory and description, tab-separated.
@@ -171,10 +172,10 @@ def models(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A directory, or a model of the hub: owner/name[@revision].")],
+    source: Annotated[str, typer.Argument(help="A directory or a model of the hub: owner/name[@revision].")],
     dest: Annotated[Path, typer.Argument(help="A new directory for the converted checkpoint.")],
 ) -> None:
-    """Convert a Hugging Face checkpoint, BLIP or ViT-GPT2, to our format."""
+    """Convert a BLIP or ViT-GPT2 checkpoint of Hugging Face to Captioner's format."""
     from captioner.convert import convert as run
 
     checkpoint = run(source, dest)

@@ -27,8 +27,8 @@ __all__ = [
 Model = Annotated[
     str,
     typer.Option(
-        help="A name that `captioner models` lists, a checkpoint directory, one of the hub, or one on a "
-        "server: http://HOST/v1#NAME, ollama://HOST#NAME."
+        help="A name that `captioner models` lists, a checkpoint directory, a model of the hub, or a model "
+        "on a server: http://HOST/v1#NAME, ollama://HOST#NAME."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -37,38 +37,42 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 
 def _wording(help_text: str, *names: str) -> Any:
     """One of the options of generation, which stand together in the help; None is the model's own default."""
-    return typer.Option(*names, help=help_text, rich_help_panel="Wording (by default as suits the model)")
+    return typer.Option(*names, help=help_text, rich_help_panel="Wording (default: the model's own settings)")
 
 
 def _generation_parameters(
-    num_beams: Annotated[int | None, _wording("Beams of the search; 1 is greedy.", "--beams")] = None,
-    alternatives: Annotated[int | None, _wording("Further captions to give, best first.")] = None,
+    num_beams: Annotated[int | None, _wording("Beams of the search; 1 is greedy search.", "--beams")] = None,
+    alternatives: Annotated[int | None, _wording("How many more captions to give, best first.")] = None,
     prompt: Annotated[str | None, _wording("Words that the caption begins with.")] = None,
-    instruction: Annotated[str | None, _wording("What to ask of a model that follows instructions.")] = None,
+    instruction: Annotated[str | None, _wording("What to ask a model that follows instructions.")] = None,
     bad_words: Annotated[
         list[str] | None, _wording("A word never to use; may be repeated.", "--bad-word")
     ] = None,
-    max_length: Annotated[int | None, _wording("Tokens at most.")] = None,
-    min_length: Annotated[int | None, _wording("Tokens at least.")] = None,
+    max_length: Annotated[int | None, _wording("Maximum number of tokens.")] = None,
+    min_length: Annotated[int | None, _wording("Minimum number of tokens.")] = None,
     length_penalty: Annotated[
-        float | None, _wording("Exponent of the length in a beam's score; more is longer.")
+        float | None,
+        _wording("Exponent of the length in a beam's score; larger values favour long captions."),
     ] = None,
     early_stopping: Annotated[
-        bool | None, _wording("Stop once each beam has ended.", "--early-stopping")
+        bool | None, _wording("Stop as soon as there are as many captions as beams.", "--early-stopping")
     ] = None,
     repetition_penalty: Annotated[
-        float | None, _wording("Above 1, words already used become less likely.")
+        float | None, _wording("Above 1, words that were used already become less likely.")
     ] = None,
     no_repeat_ngram_size: Annotated[
-        int | None, _wording("Never say so many words in a row twice.", "--no-repeat-ngram")
+        int | None, _wording("Never repeat a sequence of this many words.", "--no-repeat-ngram")
     ] = None,
-    do_sample: Annotated[bool | None, _wording("Draw the words at random.", "--sample")] = None,
-    temperature: Annotated[float | None, _wording("With --sample: below 1 is tamer.")] = None,
-    top_k: Annotated[int | None, _wording("With --sample: from the k likeliest words; 0: from all.")] = None,
+    do_sample: Annotated[bool | None, _wording("Choose the words at random.", "--sample")] = None,
+    temperature: Annotated[float | None, _wording("With --sample: below 1 prefers likely words.")] = None,
+    top_k: Annotated[
+        int | None, _wording("With --sample: choose from the k likeliest words; 0: from all.")
+    ] = None,
     top_p: Annotated[
-        float | None, _wording("With --sample: from the likeliest words of this probability together.")
+        float | None,
+        _wording("With --sample: choose from the likeliest words that together have this probability."),
     ] = None,
-    seed: Annotated[int | None, _wording("With --sample: draw the same again.")] = None,
+    seed: Annotated[int | None, _wording("With --sample: the same seed gives the same captions.")] = None,
 ) -> None:
     """The parameters that :func:`takes_generation_options` adds to a command's own."""
 

@@ -18,19 +18,21 @@ def serve(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A name that `captioner models` lists, a checkpoint directory, or one of the hub."),
+        typer.Option(
+            help="A name that `captioner models` lists, a checkpoint directory, or a model of the hub."
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda or mps; cuda:0,cuda:1 is a process on each; all: on every GPU."),
+        typer.Option(help="auto, cpu, cuda or mps; cuda:0,cuda:1: a process on each; all: on every GPU."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
     allow_anonymous: Annotated[
         bool | None,
-        typer.Option("--allow-anonymous", help="Let other machines in although there are no API keys."),
+        typer.Option("--allow-anonymous", help="Accept requests from other machines without API keys."),
     ] = None,
 ) -> None:
-    """Serve captions over HTTP, and a page to use them with. CAPTIONER_* variables set the rest."""
+    """Serve captions over HTTP, with a web page. CAPTIONER_* variables hold the other settings."""
     settings = {
         "host": host,
         "port": port,

@@ -40,60 +40,68 @@ def batch(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Photographs, folders, globs, .tar shards, .txt lists of paths; - for a list on stdin.",
+            help="Photographs, folders, globs, .tar shards and .txt lists of paths; - reads such a list.",
             show_default=False,
         ),
     ],
     output: Annotated[
-        Path, _results("Where records go; a run that ended there goes on.", "--output", "-o", metavar="FILE")
+        Path,
+        _results(
+            "File for the records; an unfinished run there continues.", "--output", "-o", metavar="FILE"
+        ),
     ],
-    format: Annotated[Format | None, _results("Of the output; by default as its suffix says.")] = None,
+    format: Annotated[Format | None, _results("Format of the output; default: by its suffix.")] = None,
     excel: Annotated[bool, _results("Write a CSV that spreadsheets open as text.", "--excel")] = False,
     sidecar: Annotated[SidecarKind | None, _results("Also write each caption beside its photo.")] = None,
     sidecar_name: Annotated[
         SidecarNaming, _results("For dog.jpg: dog.xmp (stem) or dog.jpg.xmp (full).")
     ] = "stem",
-    prefix: Annotated[str, _results("Before each caption in a text sidecar: 'ohwx dog, '.")] = "",
-    suffix: Annotated[str, _results("After each caption in a text sidecar.")] = "",
+    prefix: Annotated[
+        str, _results("Text before each caption in a text sidecar, such as 'ohwx dog, '.")
+    ] = "",
+    suffix: Annotated[str, _results("Text after each caption in a text sidecar.")] = "",
     template: Annotated[
-        str, _results("What a text sidecar says; {caption} stands for the caption.")
+        str, _results("Text of a text sidecar; {caption} stands for the caption.")
     ] = CAPTION_FIELD,
-    existing: Annotated[Existing, _results("What becomes of records and sidecars that are there.")] = "skip",
+    existing: Annotated[Existing, _results("What to do with records and sidecars that exist.")] = "skip",
     retry_errors: Annotated[
-        bool, _results("Caption anew what has a record with an error.", "--retry-errors")
+        bool, _results("Try photos again whose record has an error.", "--retry-errors")
     ] = False,
     update: Annotated[
-        bool, _results("Caption anew what was made with another model or other options.", "--update")
+        bool,
+        _results("Caption photos again that were captioned with another model or other options.", "--update"),
     ] = False,
     attention: Annotated[
-        bool, _results("Where the model looked for each word, and its box.", "--attention")
+        bool, _results("Add to each word where the model looked, and its box.", "--attention")
     ] = False,
     report: Annotated[
-        Path | None, _results("A gallery of the photographs and their captions.", metavar="FILE.html")
+        Path | None,
+        _results("Also write a gallery of the photographs and their captions.", metavar="FILE.html"),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Enter folders in folders.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include folders in folders.")] = False,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Names or paths to leave out; may be repeated.")
     ] = None,
     all_files: Annotated[
-        bool, typer.Option("--all-files", help="Also take hidden files, thumbnails and recycle bins.")
+        bool, typer.Option("--all-files", help="Include hidden files, thumbnails and recycle bins.")
     ] = False,
-    dedupe: Annotated[bool, typer.Option("--dedupe", help="Caption photos of equal bytes once.")] = False,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Caption identical files only once.")] = False,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="What does the work: this machine, or a Ray cluster.")
+        Literal["local", "ray"], typer.Option(help="Run on this machine or on a Ray cluster.")
     ] = "local",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Photos together in the model; by default what is fastest.")
+        int | None,
+        typer.Option(min=1, help="How many photos go through the model together; default: what is fastest."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode; by default a core each.")
+        int | None, typer.Option(min=1, help="Threads that decode photos; default: one per core.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
     model: Model = "default",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Caption many photographs into one file; after a kill or a crash, the same command goes on."""
+    """Caption many photographs into one file. If a run is stopped, the same command continues it."""
     from captioner.batch.engine import BatchCaptioner
     from captioner.batch.progress import ProgressReport
     from captioner.batch.run import run_batch

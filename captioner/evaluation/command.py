@@ -23,23 +23,25 @@ if TYPE_CHECKING:
 __all__ = ["benchmark", "evaluate"]
 
 Beams = Annotated[
-    int | None, typer.Option("--beams", help="Beams of the search; by default the model's own.")
+    int | None, typer.Option("--beams", help="Beams of the search; default: the model's own setting.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def evaluate(
     ctx: typer.Context,
     images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the photographs.")],
-    captions: Annotated[Path, typer.Option(metavar="COCO.json", help="What people wrote about them.")],
+    captions: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions that people wrote for them.")],
     model: Model = "default",
     device: Device = "auto",
     dtype: Dtype = "auto",
     num_beams: Beams = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first photographs only.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photographs that go through together.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first photographs.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="How many photographs go through the model together.")
+    ] = 32,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Write the captions here, one a line.")
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write the captions to this file, one per line.")
     ] = None,
     plot: Annotated[
         Path | None,
@@ -105,19 +107,19 @@ def benchmark(
     model: Model = "default",
     random: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Instead, blip-base or vit-gpt2 at its true size, untrained."),
+        typer.Option(metavar="NAME", help="Use an untrained blip-base or vit-gpt2 of its real size instead."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="transformers", help="Run the same weights by that library as well.")
+        str | None, typer.Option(metavar="transformers", help="Also run the same weights with that library.")
     ] = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N,N…", help="Photographs together.")] = "1,8,32",
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes to measure.")] = "1,8,32",
     num_beams: Beams = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each time is taken.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each measurement is repeated.")] = 10,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a model's speed and memory on drawn photographs; ratios are of runs in turns."""
+    """Measure a model's speed and memory on generated photographs, in turns with what it is compared to."""
     from captioner.evaluation.benchmark import benchmark as run
 
     if against not in (None, "transformers"):

@@ -23,81 +23,93 @@ def _setting(help_text: str, **bounds: Any) -> Any:
 def train(
     images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the photographs.")],
     train: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions to learn from.")],
-    val: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions that choose the best weights.")],
+    val: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions to choose the best weights with.")],
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the checkpoint goes; a run there resumes.")
+        Path,
+        typer.Option(metavar="DIR", help="Where the checkpoint goes; an unfinished run there continues."),
     ],
     val_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where they are, if elsewhere.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the validation photographs, if it is another."),
     ] = None,
-    extra_images: Annotated[Path | None, typer.Option(metavar="DIR", help="A second photo set.")] = None,
-    extra_train: Annotated[Path | None, typer.Option(metavar="COCO.json", help="Its captions.")] = None,
+    extra_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of a second set of photographs.")
+    ] = None,
+    extra_train: Annotated[
+        Path | None, typer.Option(metavar="COCO.json", help="Captions of the second set.")
+    ] = None,
     backbone: Annotated[
-        str, typer.Option(help="A model's name or directory, or the file of scripts/imagenet_weights.py.")
+        str,
+        typer.Option(help="A model's name or directory, or a file that scripts/imagenet_weights.py wrote."),
     ] = "default",
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="MODEL", help="Go on from a whole model, its vocabulary included."),
+        typer.Option("--from", metavar="MODEL", help="Continue from a complete model with its vocabulary."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    description: Annotated[str, typer.Option(help="What `captioner models` says of it.")] = "",
+    description: Annotated[str, typer.Option(help="Description for `captioner models`.")] = "",
     width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
-    layers: Annotated[int, _setting("Blocks of the decoder.")] = 3,
-    dropout: Annotated[float, _setting("In the decoder and region encoder.")] = 0.3,
+    layers: Annotated[int, _setting("Number of blocks of the decoder.")] = 3,
+    dropout: Annotated[float, _setting("Dropout in the decoder and region encoder.")] = 0.3,
     token_dropout: Annotated[
         float,
-        _setting("Share of region tokens left out at each step of cross-entropy.", min=0, max=0.95),
+        _setting("Share of the region tokens that each step of cross-entropy leaves out.", min=0, max=0.95),
     ] = TrainingOptions.token_dropout,
     consensus: Annotated[
         float,
-        _setting("Weight, in the reward, of agreement with what other photos' captions suggest.", min=0),
+        _setting("How much agreement with the captions of similar photos counts in the reward.", min=0),
     ] = TrainingOptions.consensus,
     word_tags: Annotated[
-        bool, _setting("Let the decoder know which words captions of such a photo say.")
+        bool, _setting("Tell the decoder which words captions of such a photo use.")
     ] = False,
     tag_swap: Annotated[
         float,
-        _setting("Share of photos whose tag word is swapped, in tags and captions alike.", min=0, max=1),
+        _setting("Share of photos whose tag word is replaced in both tags and captions.", min=0, max=1),
     ] = TrainingOptions.tag_swap,
     epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = TrainingOptions.epochs,
     frozen_epochs: Annotated[
-        int, _setting("Of these, how many first leave the backbone as it is.")
+        int, _setting("How many of these, from the first, do not train the backbone.")
     ] = TrainingOptions.frozen_epochs,
     scst_epochs: Annotated[
-        int, _setting("Passes of self-critical training after it.")
+        int, _setting("Passes of self-critical training after them.")
     ] = TrainingOptions.scst_epochs,
     learning_rate: Annotated[
-        float, _setting("Its peak in cross-entropy training.")
+        float, _setting("Highest learning rate of cross-entropy training.")
     ] = TrainingOptions.learning_rate,
     backbone_rate: Annotated[
-        float, _setting("Factor on it for the backbone's upper stages; 0 freezes them.")
+        float, _setting("Factor on the learning rate for the backbone's upper stages; 0 freezes them.")
     ] = TrainingOptions.backbone_rate,
     scst_rate: Annotated[
         float, _setting("Learning rate of self-critical training.")
     ] = TrainingOptions.scst_rate,
     frozen_stages: Annotated[
-        int, _setting("First stages of the backbone that never change and whose output is kept on disk.")
+        int,
+        _setting(
+            "How many of the backbone's stages, from the first, stay fixed. Their output is kept on disk."
+        ),
     ] = TrainingOptions.frozen_stages,
-    views: Annotated[int, _setting("Augmented views of each photo.")] = TrainingOptions.views,
+    views: Annotated[int, _setting("Number of augmented views of each photo.")] = TrainingOptions.views,
     extra_views: Annotated[
-        int, _setting("Likewise of the second set's photos.")
+        int, _setting("Number of augmented views of each photo of the second set.")
     ] = TrainingOptions.extra_views,
     photos: Annotated[
-        int, _setting("Photos in a batch, each with all its captions.")
+        int, _setting("Photos per batch, each with all its captions.")
     ] = TrainingOptions.photos,
     extra_photos: Annotated[
-        int, _setting("Photos of the second set beside them.")
+        int, _setting("Photos of the second set per batch.")
     ] = TrainingOptions.extra_photos,
-    max_words: Annotated[int, _setting("Longer captions are cut.")] = TrainingOptions.max_words,
+    max_words: Annotated[
+        int, _setting("Captions are cut after this many words.")
+    ] = TrainingOptions.max_words,
     keep_epochs: Annotated[
-        bool, _setting("Keep each epoch's weights as well, in OUTPUT/epochs, for `captioner average`.")
+        bool, _setting("Also keep the weights of each epoch, in OUTPUT/epochs, for `captioner average`.")
     ] = TrainingOptions.keep_epochs,
     precision: Annotated[
-        Precision, _setting("Of the arithmetic; auto takes what is faster here.")
+        Precision, _setting("Number type of the arithmetic; auto uses the faster one.")
     ] = TrainingOptions.precision,
-    seed: Annotated[int, _setting("Of everything random.")] = TrainingOptions.seed,
+    seed: Annotated[int, _setting("Seed of all random numbers.")] = TrainingOptions.seed,
 ) -> None:
-    """Train a captioning model; the same command goes on where a killed run stopped."""
+    """Train a captioning model. If a run is stopped, the same command continues it."""
     if find_spec("matplotlib") is None:
         raise OptionsError(
             "training draws its learning curve with matplotlib: pip install 'captioner[train]'"
@@ -167,21 +179,28 @@ def average(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL[=WEIGHT]...", help="Directories or names, and how much each counts; by default 1."
+            metavar="MODEL[=WEIGHT]...", help="Directories or names, and the share of each; default: 1."
         ),
     ],
     pointer: Annotated[
-        float, typer.Option(min=0, help="Factor on what the decoder takes over from the tags.")
+        float, typer.Option(min=0, help="Factor on the words that the decoder copies from the tags.")
     ] = 1.0,
     image_size: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", min=32, max=1024, help="Side at which photos are seen, if another."),
+        typer.Option(
+            metavar="PIXELS",
+            min=32,
+            max=1024,
+            help="Size at which the model sees photos; default: as before.",
+        ),
     ] = None,
     mirror: Annotated[
         bool | None,
-        typer.Option("--mirror/--no-mirror", help="See each photo in the mirror as well, if not as before."),
+        typer.Option(
+            "--mirror/--no-mirror", help="Also look at the mirror image of each photo; default: as before."
+        ),
     ] = None,
-    description: Annotated[str, typer.Option(help="What `captioner models` says of it.")] = "",
+    description: Annotated[str, typer.Option(help="Description for `captioner models`.")] = "",
 ) -> None:
     """Average the weights of models that were trained from one: epochs of a run, or several runs."""
     from captioner.checkpoint import save_checkpoint
