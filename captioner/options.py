@@ -81,28 +81,28 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How captions are to be searched for. What is left out, or None, is as the model's own settings say.
+    """How to search for captions. An option that is left out, or None, keeps the model's own setting.
 
     Attributes:
-        num_beams: 1…64 beams; 1 is greedy search. Without effect on sampling, as is early_stopping.
-        max_length: 1…1024 generated tokens, the end token included, the prompt not.
-        min_length: 0…max_length, counted likewise.
+        num_beams: 1…64 beams; 1 is greedy search. Sampling ignores it and early_stopping.
+        max_length: 1…1024 generated tokens, with the end token but without the prompt.
+        min_length: 0…max_length, counted in the same way.
         length_penalty: -10…10; a caption's score is its summed log-prob / generated tokens ** length_penalty,
             so larger values favour longer captions, and 0 compares plain log-probs.
         repetition_penalty: 0.1…10; log-probs of words that the caption already has are multiplied by it.
-        no_repeat_ngram_size: 0…16; no run of so many tokens occurs twice in a caption; 0 allows all.
+        no_repeat_ngram_size: 0…16; no sequence of this many tokens occurs twice in a caption; 0 allows all.
         bad_words: words or phrases that no caption contains.
         prompt: text that every caption begins with.
         instruction: what to ask of a model that follows instructions, up to 4000 characters; "" for its own.
         do_sample: draw words at random instead of searching for the best caption.
         temperature: 0.01…100; below 1 draws likely words more often. Sampling only, as are the next three.
-        top_k: draw from this many best words only; 0 draws from all.
+        top_k: draw only from this many likeliest words; 0 draws from all.
         top_p: 0.001…1; draw from the fewest words whose probabilities sum to it.
         seed: 0…2**63-1. The same seed gives an image the same samples, alone or in any batch and at any place
             in it, since the images of a batch share their random numbers. None draws anew each time, from
             torch's global generator.
-        alternatives: further captions wanted, best first: at most num_beams - 1, or 0…63 samples.
-        attention: tell for each word where the model looked.
+        alternatives: how many more captions to give, best first: at most num_beams - 1, or 0…63 samples.
+        attention: add to each word where the model looked.
         early_stopping: end a beam search once num_beams captions are finished, even if a beam that goes on
             could still do better.
 

@@ -108,15 +108,19 @@ class ChatRequest(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1, description="The last photo in them is captioned.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=64, description="Captions to give, best first; 1 for a stream.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="Tokens at most.")
-    max_tokens: int | None = Field(None, ge=1, description="An older name of the same.")
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="Above 0, words are drawn at random; left out, as suits the model."
+    n: int | None = Field(
+        None, ge=1, le=64, description="How many captions to give, best first; 1 for a stream."
     )
-    top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
-    seed: int | None = Field(None, description="Draw the same again.")
-    stop: StopTexts | None = Field(None, description="A caption ends before any of these texts, or this one.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens.")
+    max_tokens: int | None = Field(None, ge=1, description="An older name of max_completion_tokens.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Above 0, words are chosen at random; default: the model's own setting."
+    )
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Choose from the likeliest words that together have this probability."
+    )
+    seed: int | None = Field(None, description="The same seed gives the same captions.")
+    stop: StopTexts | None = Field(None, description="The caption ends before any of these texts.")
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +179,7 @@ class ChatCompletion(BaseModel):
 class InferenceParameters(CaptionOptions):
     """How to caption; Hugging Face's name for `max_length` works too."""
 
-    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Tokens at most.")
+    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Maximum number of tokens.")
 
 
 class InferenceRequest(BaseModel):

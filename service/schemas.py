@@ -41,19 +41,22 @@ class _Strict(BaseModel):
 
 
 class CaptionOptions(_Strict):
-    """How to caption. What is left out is as suits the model; ``/v1/models`` says how that is."""
+    """How to caption. Fields that are left out keep the model's own settings, which ``/v1/models`` lists."""
 
-    num_beams: int | None = Field(None, ge=1, le=64, description="Beams of the search; 1 is greedy.")
-    max_length: int | None = Field(None, ge=1, le=1024, description="Tokens at most.")
-    min_length: int | None = Field(None, ge=0, le=1024, description="Tokens at least.")
+    num_beams: int | None = Field(None, ge=1, le=64, description="Beams of the search; 1 is greedy search.")
+    max_length: int | None = Field(None, ge=1, le=1024, description="Maximum number of tokens.")
+    min_length: int | None = Field(None, ge=0, le=1024, description="Minimum number of tokens.")
     length_penalty: float | None = Field(
-        None, ge=-10, le=10, description="Exponent of the length in a beam's score; more is longer."
+        None,
+        ge=-10,
+        le=10,
+        description="Exponent of the length in a beam's score; larger values favour long captions.",
     )
     repetition_penalty: float | None = Field(
-        None, ge=0.1, le=10, description="Above 1, words already used become less likely."
+        None, ge=0.1, le=10, description="Above 1, words that were used already become less likely."
     )
     no_repeat_ngram_size: int | None = Field(
-        None, ge=0, le=16, description="Never say so many words in a row twice."
+        None, ge=0, le=16, description="Never repeat a sequence of this many words."
     )
     bad_words: Annotated[list[BadWord], Field(max_length=64)] | None = Field(
         None, description="Words never to use."
@@ -62,23 +65,29 @@ class CaptionOptions(_Strict):
     instruction: str | None = Field(
         None, max_length=4000, description="What to write about the photo, for a model that can be asked."
     )
-    do_sample: bool | None = Field(None, description="Draw the words at random.")
-    temperature: float | None = Field(None, ge=0.01, le=100, description="With do_sample: below 1 is tamer.")
+    do_sample: bool | None = Field(None, description="Choose the words at random.")
+    temperature: float | None = Field(
+        None, ge=0.01, le=100, description="With do_sample: below 1 prefers likely words."
+    )
     top_k: int | None = Field(
-        None, ge=0, le=1_000_000, description="With do_sample: from the k likeliest words."
+        None, ge=0, le=1_000_000, description="With do_sample: choose from the k likeliest words."
     )
     top_p: float | None = Field(
         None,
         ge=0.001,
         le=1,
-        description="With do_sample: from the likeliest words of this probability together.",
+        description="With do_sample: choose from the likeliest words that together have this probability.",
     )
-    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="With do_sample: draw the same again.")
+    seed: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="With do_sample: the same seed gives the same captions."
+    )
     alternatives: int | None = Field(
-        None, ge=0, le=63, description="Further captions to give, best first; num_beams rises with it."
+        None, ge=0, le=63, description="How many more captions to give, best first; num_beams rises with it."
     )
-    attention: bool | None = Field(None, description="For each word, where the model looked, and its box.")
-    early_stopping: bool | None = Field(None, description="Stop once each beam has ended.")
+    attention: bool | None = Field(None, description="Add to each word where the model looked, and its box.")
+    early_stopping: bool | None = Field(
+        None, description="Stop as soon as there are as many captions as beams."
+    )
 
     def to_options(self) -> GenerationOptions:
         """The library's options. Raises OptionsError if they contradict each other."""
@@ -153,15 +162,15 @@ class WordOut(BaseModel):
 
     text: str
     logprob: float | None = Field(
-        le=0, description="Natural log-probability; null where a model's server tells none."
+        le=0, description="Natural log-probability; null if the model's server gives none."
     )
     confidence: float | None = Field(ge=0, le=1, description="exp(mean token log-prob), or null.")
     attention: list[list[float]] | None = Field(
-        None, description="Where the model looked: rows from the top; sums to 1. On request."
+        None, description="Where the model looked, if asked for: rows from the top, sum 1."
     )
     box: tuple[int, int, int, int] | None = Field(
         None,
-        description="What it singled out: left, top, right, bottom in pixels of the upright photo.",
+        description="The box around it: left, top, right, bottom in pixels of the upright photo.",
     )
 
 
@@ -197,9 +206,9 @@ class FailedOut(BaseModel):
     """Why one photo has no caption."""
 
     file: str
-    error: str = Field(description="What is wrong, and what to do about it: the problem's `detail`.")
+    error: str = Field(description="What is wrong and what to do: the problem's `detail`.")
     type: str = Field(description="The problem's `type`.")
-    status: int = Field(description="What a request with this photo alone is answered with.")
+    status: int = Field(description="The HTTP status that a request with this photo alone gets.")
 
 
 class CaptionsOut(BaseModel):
@@ -221,11 +230,11 @@ class ModelOut(BaseModel):
     device: str | None
     dtype: str | None
     sends_photos_to: str | None = Field(
-        description="The server that photos are sent on to, where the model runs on one."
+        description="The server that photos are sent to, if the model runs on one."
     )
     default_options: dict[str, Any]
     gives: dict[str, Literal[True] | None] = Field(
-        description="What the model can give; null for what it cannot, for which `reasons` says why."
+        description="What the model can do; null if it cannot, and `reasons` says why."
     )
     reasons: dict[str, str]
     max_beams: int
@@ -251,8 +260,10 @@ class ProblemOut(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="Names the kind of problem: `urn:captioner:problem:…`.")
+    type: str = Field(description="The kind of problem: `urn:captioner:problem:…`.")
     title: str
     status: int
-    detail: str = Field(description="What is wrong this time, and what to do about it.")
-    error: dict[str, str] = Field(description="The same where OpenAI's and Hugging Face's clients look.")
+    detail: str = Field(description="What is wrong and what to do.")
+    error: dict[str, str] = Field(
+        description="The same, where OpenAI's and Hugging Face's clients look for it."
+    )

@@ -54,37 +54,39 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="The address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0 picks a free one")
     api_keys: Secrets = Field(
-        (), description="Keys, one of which each client must send; commas or line breaks between"
+        (), description="API keys, separated by commas or line breaks; each client must send one"
     )
-    allow_anonymous: bool = Field(
-        False, description="Listen beyond this machine although there are no API keys"
-    )
+    allow_anonymous: bool = Field(False, description="Accept requests from other machines without API keys")
     max_batch: int = Field(32, ge=1, le=1024, description="Photos in one forward pass")
     batch_window_ms: float = Field(
-        10, ge=0, le=1000, description="How long the first photo of a batch waits for others"
+        10, ge=0, le=1000, description="How many milliseconds the first photo of a batch waits for others"
     )
     queue_size: int = Field(
-        256, ge=1, le=65536, description="Photos accepted at a time; more are answered with 429"
+        256, ge=1, le=65536, description="Photos accepted at the same time; further requests get 429"
     )
     request_timeout_s: float = Field(
         60, gt=0, le=3600, description="Seconds for a request's body to arrive, and then for its answer"
     )
     max_upload_mb: float = Field(
-        32, gt=0, le=1024, description="Largest body of a request, in 10**6 bytes; also of a photo by URL"
+        32, gt=0, le=1024, description="Largest body of a request and largest photo by URL, in 10**6 bytes"
     )
     max_pending_mb: float = Field(
-        1024, gt=0, description="Bodies of all requests that are not answered yet, in 10**6 bytes; more: 429"
+        1024,
+        gt=0,
+        description="Total size of all unanswered requests, in 10**6 bytes; further requests get 429",
     )
     max_pixels: int = Field(
         50_000_000, ge=1, le=500_000_000, description="Largest photo, in pixels, read from its header"
     )
-    max_beams: int = Field(16, ge=1, le=64, description="Most beams, and most captions of a photo, to ask")
-    url_hosts: Names = Field(
-        (), description="Hosts to fetch photos from by URL, `*.example.org` for all below; none: off"
+    max_beams: int = Field(
+        16, ge=1, le=64, description="Most beams and most captions of a photo that a request can ask for"
     )
-    cors_origins: Names = Field((), description="Origins whose pages may call the API; `*` for all")
+    url_hosts: Names = Field(
+        (), description="Hosts to fetch photos from by URL; `*.example.org`: all its subdomains; none: off"
+    )
+    cors_origins: Names = Field((), description="Origins whose web pages can call the API; `*`: all")
     log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level of the JSON log on stderr"
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest level of the JSON log on stderr"
     )
 
     @classmethod
