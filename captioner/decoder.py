@@ -98,7 +98,7 @@ class KVCache:
         shape = (config.layers, 2, images, config.heads, slots, config.width // config.heads)
         self.buffer = like.new_zeros(shape)
         self.mask = like.new_full((images, rows, slots), -torch.inf)
-        self.mask[..., :prompt] = 0
+        self.mask[..., :prompt].fill_(0)
         self.itself = like.new_full((rows, rows), -torch.inf).fill_diagonal_(0)
         self.prompt, self.tokens = prompt, 0
 

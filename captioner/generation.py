@@ -15,6 +15,7 @@ from captioner.search import BeamSearch, Hypothesis, RowSearch, Search
 
 __all__ = [
     "DEFAULT_LENGTH_PENALTY",
+    "PATIENCE",
     "Decided",
     "DecodeRules",
     "Hypothesis",
@@ -24,6 +25,10 @@ __all__ = [
     "start_search",
     "stream",
 ]
+
+
+PATIENCE = 4
+"""Steps of a search on a GPU between two looks at what is done, since each makes the GPU wait."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def generate(
         OptionsError: prompt and max_length together need more positions than the decoder has.
     """
     search = start_search(decoder, region_tokens, options, rules)
-    patience = 4 if region_tokens.is_cuda else 1  # a look at what is done makes a GPU wait
+    patience = PATIENCE if region_tokens.is_cuda else 1
     while search.images:
         search.step()
         if search.length % patience == 0 or search.length == options.max_length:

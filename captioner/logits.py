@@ -67,7 +67,7 @@ class LogitsRules:
             scores = forbid_bad_words(scores, history, self.bad_words)
         if tokens.shape[-1] + 1 < options.min_length:
             scores = scores.clone()
-            scores[..., self.eos_id] = -torch.inf
+            scores[..., self.eos_id].fill_(-torch.inf)
         return scores if scores is penalised else self._end_if_stuck(scores, penalised)
 
     def _end_if_stuck(self, scores: Tensor, penalised: Tensor) -> Tensor:

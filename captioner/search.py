@@ -107,30 +107,35 @@ class Search(ABC):
         *,
         rows: int,
     ) -> None:
-        batch, device, prompt = len(region_tokens), region_tokens.device, len(rules.prompt_ids)
-        self.decoder, self.options, self.rules = decoder, options, rules
-        self.images = list(range(batch))
-        self.results: dict[int, list[Hypothesis]] = {}
-        self.length = 0
+        device = region_tokens.device
+        self.decoder, self.options, self.rules, self.rows = decoder, options, rules, rows
         self.apply_rules = LogitsRules(options, rules, device)
-        self.live = Texts.empty(batch, rows, options.max_length, device=device)
-        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         # one table for all divisions by a length: bounds and final scores then round alike
         self.divisors = torch.tensor(
             [max(n, 1) ** options.length_penalty for n in range(options.max_length + 1)], device=device
         )
         self.places = torch.arange(options.max_length, device=device)
         self.prompt = torch.tensor(rules.prompt_ids, device=device)
-        with torch.inference_mode():
-            cross = decoder.cross_cache(region_tokens)
-            # read at every step, and faster where an attention head's keys lie one after the other
-            self.cross = [(keys.contiguous(), values.contiguous()) for keys, values in cross]
+        self.begin(region_tokens)
+
+    @torch.inference_mode()
+    def begin(self, region_tokens: Tensor) -> None:
+        """Start anew, with other images or the same; takes nothing from the host."""
+        batch, device, prompt = len(region_tokens), region_tokens.device, len(self.prompt)
+        self.images = list(range(batch))
+        self.results: dict[int, list[Hypothesis]] = {}
+        self.length = 0
+        self.live = Texts.empty(batch, self.rows, self.options.max_length, device=device)
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
+        cross = self.decoder.cross_cache(region_tokens)
+        # read at every step, and faster where an attention head's keys lie one after the other
+        self.cross = [(keys.contiguous(), values.contiguous()) for keys, values in cross]
         self.cache = KVCache(
-            decoder.config,
+            self.decoder.config,
             images=batch,
-            rows=rows,
+            rows=self.rows,
             prompt=prompt,
-            length=prompt + options.max_length - 1,  # the last token is never fed
+            length=prompt + self.options.max_length - 1,  # the last token is never fed
             like=self.cross[0][0],
         )
 
@@ -150,7 +155,7 @@ class Search(ABC):
         left = [place for place, is_done in enumerate(done) if not is_done]
         if len(left) == len(done) or len(left) > at_most * len(done):
             return
-        hypotheses = self._hypotheses()
+        hypotheses = self.hypotheses()
         self.results |= {self.images[place]: hypotheses[place] for place in set(range(len(done))) - set(left)}
         self.images = [self.images[place] for place in left]
         self._keep(torch.tensor(left, dtype=torch.int64, device=self.done.device))
@@ -203,7 +208,9 @@ class Search(ABC):
         self.cross = [(keys[images], values[images]) for keys, values in self.cross]
         self.cache.keep(images)
 
-    def _hypotheses(self) -> list[list[Hypothesis]]:
+    @torch.inference_mode()
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """The captions of the images in the batch as they are now, best first; waits for the device."""
         best = Texts(self._best().data.cpu())
         fields = [tensor.tolist() for tensor in (best.tokens, best.logprobs, best.scores, best.lengths)]
         return [
@@ -223,11 +230,15 @@ class RowSearch(Search):
         self, decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
     ) -> None:
         super().__init__(decoder, region_tokens, options, rules, rows=1 + options.alternatives)
-        self.live.scores.zero_()
-        self.ended = torch.zeros_like(self.live.scores, dtype=torch.bool)
         self.generator = None
         if options.seed is not None:
             self.generator = torch.Generator(region_tokens.device).manual_seed(options.seed)
+
+    @torch.inference_mode()
+    def begin(self, region_tokens: Tensor) -> None:
+        super().begin(region_tokens)
+        self.live.scores.zero_()
+        self.ended = torch.zeros_like(self.live.scores, dtype=torch.bool)
 
     def _advance(self, logprobs: Tensor, scores: Tensor) -> None:
         live, going = self.live, ~self.ended
@@ -285,8 +296,12 @@ class BeamSearch(Search):
         self, decoder: TextDecoder, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
     ) -> None:
         super().__init__(decoder, region_tokens, options, rules, rows=options.num_beams)
-        self.live.scores[:, 0] = 0  # all rows begin alike, so only one of them may have children
-        shape = (len(region_tokens), 1 + options.alternatives, options.max_length)
+
+    @torch.inference_mode()
+    def begin(self, region_tokens: Tensor) -> None:
+        super().begin(region_tokens)
+        self.live.scores[:, 0].fill_(0)  # all rows begin alike, so only one of them may have children
+        shape = (len(region_tokens), 1 + self.options.alternatives, self.options.max_length)
         self.kept = Texts.empty(*shape, device=region_tokens.device)
         self.endings = torch.zeros_like(self.done, dtype=torch.int64)
 

@@ -70,7 +70,7 @@ def test_the_twin_is_the_same_model(kind: str, tmp_path: Path):
             rules(options),
         )
         ours = [list(hypotheses[0].token_ids) for hypotheses in found]
-        assert twin.generate(pixel_values, options) == ours
+        assert twin.search(twin.encode(pixel_values), options) == ours
         seen |= set(map(tuple, ours))
     assert len(seen) > 3
 
@@ -180,10 +180,13 @@ def test_the_command_prints_or_gives_json(tmp_path: Path, capsys: pytest.Capture
         "peak memory",
         "against",
         "batch of 1",
+        "apart",
         "batch of 2",
+        "apart",
     ]
     assert lines[0][1].startswith("tiny, 3 beams, ")
-    assert lines[-1][1].endswith(" of the captions the same")
+    assert lines[-2][1].endswith(" of the captions the same")
+    assert lines[-1][1].startswith("search ")
     assert main([*argv, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["num_beams"] == 3

@@ -36,6 +36,7 @@ ORDER = [
     "logits",
     "search",
     "generation",
+    "recording",
     "attention",
     "checkpoint",
     "convert",

@@ -238,3 +238,8 @@ def _print_benchmark(result: BenchmarkResult) -> None:
             f"{each.ratio:.2f} times as fast: {speeds}, {each.same:.0%} of the captions the same",
             sep="\t",
         )
+        search = f"{each.search_ms:.1f} and {each.transformers_search_ms:.1f} ms"
+        parts = f"search {each.search_ratio:.2f} times as fast: {search}"
+        if each.transformers_encode_ms is not None:
+            parts += f"; encoder {each.encode_ms:.1f} and {each.transformers_encode_ms:.1f} ms"
+        print("apart", parts, sep="\t")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint
@@ -25,12 +26,16 @@ class Twin:
 
     Attributes:
         scope: which part of our model it stands for, as a phrase.
-        generate: ``pixel_values`` normalised ``(B, 3, H, W)`` and options -> the token ids of each caption,
-            without the start token, the end token included.
+        has_encoder: whether its encoder is its own, not ours.
+        encode: ``pixel_values`` normalised ``(B, 3, H, W)`` -> region tokens ``(B, R, D)``.
+        search: region tokens and options -> the token ids of each caption, without the start token, the end
+            token included.
     """
 
     scope: str
-    generate: Callable[[Tensor, SearchOptions], list[list[int]]]
+    has_encoder: bool
+    encode: Callable[[Tensor], Tensor]
+    search: Callable[[Tensor, SearchOptions], list[list[int]]]
 
 
 def build_twin(checkpoint: Checkpoint) -> Twin:
@@ -45,6 +50,7 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
     model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
     bare_vit = config.backbone.kind == "vit" and config.regions is None
     like = model.decoder.word_embedding.weight
+    is_blip = config.decoder.norm == "post"
     with quiet_transformers():
         if config.decoder.norm == "pre":
             network = _vision_encoder_decoder(config, special, their_tensors(model), bare_vit=bare_vit)
@@ -54,14 +60,28 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
             raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
     network = network.eval().requires_grad_(False).to(like.device, like.dtype)
 
-    def generate(pixel_values: Tensor, options: SearchOptions) -> list[list[int]]:
-        if bare_vit:
-            inputs: dict[str, Any] = {"pixel_values": pixel_values}
-        else:
-            from transformers.modeling_outputs import BaseModelOutput
+    def encode(pixel_values: Tensor) -> Tensor:
+        if not bare_vit:
+            return model.encode(pixel_values).region_tokens
+        vision = network.vision_model if is_blip else network.encoder
+        tokens: Tensor = vision(pixel_values)[0]
+        return tokens
 
-            inputs = {"encoder_outputs": BaseModelOutput(model.encode(pixel_values).region_tokens)}
-        rows = network.generate(
+    def search(region_tokens: Tensor, options: SearchOptions) -> list[list[int]]:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        if is_blip:  # as its own `generate` does after its encoder
+            start = torch.full((len(region_tokens), 1), special.start_ids[0], device=region_tokens.device)
+            inputs: dict[str, Any] = {
+                "input_ids": start,
+                "encoder_hidden_states": region_tokens,
+                "encoder_attention_mask": torch.ones(region_tokens.shape[:2], device=start.device).long(),
+                "eos_token_id": special.eos_id,
+                "pad_token_id": special.pad_id,
+            }
+        else:
+            inputs = {"encoder_outputs": BaseModelOutput(region_tokens)}
+        rows = (network.text_decoder if is_blip else network).generate(
             **inputs,
             num_beams=options.num_beams,
             max_new_tokens=options.max_length,
@@ -74,7 +94,8 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
         )
         return [_until(row[1:], special.eos_id) for row in rows.tolist()]
 
-    return Twin("the whole model" if bare_vit else "the decoder, after our encoder", generate)
+    scope = "the whole model" if bare_vit else "the decoder, after our encoder"
+    return Twin(scope, bare_vit, encode, search)
 
 
 def _until(ids: list[int], eos_id: int) -> list[int]:

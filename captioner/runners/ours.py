@@ -12,6 +12,7 @@ from captioner.attention import token_maps
 from captioner.checkpoint import Checkpoint
 from captioner.generation import Decided, DecodeRules, Hypothesis, SearchOptions, generate, stream
 from captioner.model import EncodedImages
+from captioner.recording import CudaGraphs, RecordedModel
 from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.text import decode_rules, normalized, prompt_of, written
 
@@ -33,6 +34,21 @@ class CheckpointRunner(NetworkRunner):
         self.description, self.generation = checkpoint.description, checkpoint.generation
         self.min_side = checkpoint.processor.size
         self._tokenizer, self._decoder = checkpoint.tokenizer, checkpoint.model.decoder
+        self._recorded: RecordedModel | None = None
+        self._record()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the model."""
+        super().to(device, dtype)
+        self._record()
+
+    def _record(self) -> None:
+        """On a GPU the model is recorded as it runs."""
+        self._recorded, device = None, self.device
+        if device.type == "cuda":
+            # as the images are: else each convolution would turn its weights round
+            self.checkpoint.model.backbone.to(memory_format=torch.channels_last)
+            self._recorded = RecordedModel(self.checkpoint.model, lambda: CudaGraphs(device))
 
     def prepare(self, pixels: Image) -> Tensor:
         """``(3, size, size)`` uint8."""
@@ -49,15 +65,24 @@ class CheckpointRunner(NetworkRunner):
     @torch.inference_mode()
     def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
         """Prepared photos, one at least, through the image encoder."""
-        processor, model = self.checkpoint.processor, self.checkpoint.model
-        return model.encode(normalized(images, processor, self.device, self.dtype))
+        model = self._recorded or self.checkpoint.model
+        return model.encode(normalized(images, self.checkpoint.processor, self.device, self.dtype))
+
+    @torch.inference_mode()
+    def search(
+        self, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
+    ) -> list[list[Hypothesis]]:
+        """Captions of encoded photos as token ids: see :func:`~captioner.generation.generate`."""
+        if self._recorded is not None:
+            return self._recorded.generate(region_tokens, options, rules)
+        return generate(self._decoder, region_tokens, options, rules)
 
     @torch.inference_mode()
     def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
         encoded = self.encode(images)
-        found = generate(self._decoder, encoded.region_tokens, options, rules)
+        found = self.search(encoded.region_tokens, options, rules)
         return self._written(encoded, found, options, rules)
 
     def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:

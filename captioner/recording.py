@@ -1,0 +1,221 @@
+"""A GPU's work recorded once and replayed: a CUDA graph starts thousands of kernels in one call.
+
+A photo's way through encoder and search is some thousand small kernels. To start them one by one takes longer
+than they run. Their shapes and their order depend on nothing but the batch size and the options, so each such
+case is recorded when it comes for the second time: the encoder as one graph, the search as one for every few
+steps, between which the host asks whether all captions are done. What is recorded is the very code that runs
+elsewhere, and where recording fails, that code runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captioner.generation import PATIENCE, DecodeRules, Hypothesis, SearchOptions, generate, start_search
+from captioner.model import CaptionModel, EncodedImages
+from captioner.search import Search
+
+__all__ = ["CudaGraphs", "Graphs", "RecordedModel"]
+
+logger = logging.getLogger(__name__)
+
+KEPT = 8
+"""Recordings that are kept; each has memory of its own."""
+
+
+class Graphs(Protocol):
+    """Records work on a device."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``work`` does to tensors; the result does it again, to the same tensors.
+
+        Graphs recorded by one object are replayed in the order in which they were recorded.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
+
+
+class CudaGraphs:
+    """CUDA graphs that share memory.
+
+    Args:
+        device: of the tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See :class:`Graphs`."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._stream.device)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")  # other threads may go on
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        return graph.replay
+
+
+class _RecordedEncoder:
+    """The image encoder for batches of one size."""
+
+    def __init__(self, model: CaptionModel, pixel_values: Tensor, images: int, graphs: Graphs) -> None:
+        self.pixel_values = pixel_values.new_zeros(images, *pixel_values.shape[1:])
+        _fill(self.pixel_values, pixel_values)
+
+        def work() -> None:
+            self.encoded = model.encode(self.pixel_values)
+
+        self.replay = graphs.record(work)
+
+    def __call__(self, pixel_values: Tensor) -> EncodedImages:
+        _fill(self.pixel_values, pixel_values)
+        self.replay()
+        return replace(self.encoded, region_tokens=self.encoded.region_tokens[: len(pixel_values)].clone())
+
+
+class _RecordedSearch:
+    """The search for batches of one size with the same options.
+
+    Images that are done stay in the batch, where nothing changes their captions any more.
+    """
+
+    def __init__(self, search: Search, region_tokens: Tensor, graphs: Graphs) -> None:
+        self.region_tokens = region_tokens
+        self.parts: list[tuple[Callable[[], None], Search]] = []
+        for start in range(0, search.options.max_length, PATIENCE):
+            steps = min(PATIENCE, search.options.max_length - start)
+
+            def work(start: int = start, steps: int = steps) -> None:
+                if start == 0:
+                    search.begin(region_tokens)
+                for _ in range(steps):
+                    search.step()
+
+            replay = graphs.record(work)
+            self.parts.append((replay, copy.copy(search)))  # which keeps the tensors that it has by then
+
+    def __call__(self, region_tokens: Tensor) -> list[list[Hypothesis]]:
+        _fill(self.region_tokens, region_tokens)
+        for replay, search in self.parts:
+            replay()
+            if search.length == search.options.max_length or search.done.all():
+                break
+        return search.hypotheses()[: len(region_tokens)]
+
+
+class RecordedModel:
+    """A model's encoder and search, recorded and replayed; the results are those of the model itself.
+
+    Threads can share it: while one replays, others run the model as it is. So does sampling, whose random
+    numbers would be recorded with the rest.
+
+    Args:
+        model: in eval mode.
+        graphs: makes what records, for each recording anew.
+    """
+
+    def __init__(self, model: CaptionModel, graphs: Callable[[], Graphs]) -> None:
+        self.model = model
+        self._graphs = graphs
+        self._recordings: OrderedDict[Hashable, _RecordedEncoder | _RecordedSearch | None] = OrderedDict()
+        self._seen: set[Hashable] = set()
+        self._weights: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Tensor) -> EncodedImages:
+        """:meth:`CaptionModel.encode`."""
+        images = _bucket(len(pixel_values))
+        key = ("encode", images, pixel_values.shape[1:], pixel_values.dtype)
+        if not self._lock.acquire(blocking=False):
+            return self.model.encode(pixel_values)
+        try:
+            found = self._find(
+                key, lambda: _RecordedEncoder(self.model, pixel_values, images, self._graphs())
+            )
+            assert not isinstance(found, _RecordedSearch)
+            return self.model.encode(pixel_values) if found is None else found(pixel_values)
+        finally:
+            self._lock.release()
+
+    @torch.inference_mode()
+    def generate(
+        self, region_tokens: Tensor, options: SearchOptions, rules: DecodeRules
+    ) -> list[list[Hypothesis]]:
+        """:func:`~captioner.generation.generate`."""
+        decoder, images = self.model.decoder, _bucket(len(region_tokens))
+        key = ("search", images, region_tokens.shape[1:], region_tokens.dtype, options, rules)
+        if options.do_sample or not self._lock.acquire(blocking=False):
+            return generate(decoder, region_tokens, options, rules)
+        try:
+
+            def record() -> _RecordedSearch:
+                tokens = region_tokens.new_zeros(images, *region_tokens.shape[1:])
+                _fill(tokens, region_tokens)
+                return _RecordedSearch(start_search(decoder, tokens, options, rules), tokens, self._graphs())
+
+            found = self._find(key, record)
+            assert not isinstance(found, _RecordedEncoder)
+            if found is None:
+                return generate(decoder, region_tokens, options, rules)
+            return found(region_tokens)
+        finally:
+            self._lock.release()
+
+    def _find(
+        self, key: Hashable, record: Callable[[], _RecordedEncoder | _RecordedSearch]
+    ) -> _RecordedEncoder | _RecordedSearch | None:
+        """The recording of a case that is not new; None where there is none."""
+        self._check_weights()
+        if key in self._recordings:
+            self._recordings.move_to_end(key)
+            return self._recordings[key]
+        if key not in self._seen:  # the first time chooses kernels, which a recording must not do
+            self._seen.add(key)
+            return None
+        try:
+            self._recordings[key] = record()
+        except RuntimeError as error:
+            if None not in self._recordings.values():
+                logger.warning("work on %s is slower, as it cannot be recorded: %s", self._device(), error)
+            self._recordings[key] = None
+        if len(self._recordings) > KEPT:
+            self._recordings.popitem(last=False)
+        return self._recordings[key]
+
+    def _check_weights(self) -> None:
+        """Forget recordings of weights that lie elsewhere now."""
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        now, then = ([weight.data_ptr() for weight in each] for each in (weights, self._weights))
+        if now != then:
+            self._recordings.clear()
+            self._seen.clear()
+            self._weights = weights  # kept, so that no others can come to lie at their addresses
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def _bucket(images: int) -> int:
+    """The next power of 2: batches of all sizes up to it share a recording."""
+    return 1 << (images - 1).bit_length()
+
+
+def _fill(batch: Tensor, images: Tensor) -> None:
+    """Put images into a batch with more places, and the first one into those that are left."""
+    batch[: len(images)] = images
+    batch[len(images) :] = images[:1]
