@@ -24,11 +24,13 @@ def test_only_options_that_are_not_usual_are_told():
 
 
 def test_every_option_that_decides_on_a_caption_counts():
-    others: dict[str, Any] = {"bad_words": ("dog",), "prompt": "see", "seed": 1, "top_p": 0.5}
+    others: dict[str, Any] = {"bad_words": ("dog",), "seed": 1, "top_p": 0.5}
     for field in fields(SearchOptions):
-        value: Any = others.get(field.name)
-        if value is None:
-            value = not field.default if isinstance(field.default, bool) else field.default + 1  # type: ignore[operator]
+        value: Any = others.get(field.name, field.default)
+        if value == field.default:
+            value = {bool: lambda old: not old, str: lambda _: "see"}.get(type(value), lambda old: old + 1)(
+                value
+            )
         given = {"do_sample": True, "num_beams": 9} | {field.name: value}
         options = SearchOptions(**given)
         assert made_with("none", options)[field.name] == json.loads(json.dumps(value))
