@@ -62,7 +62,7 @@ def run_batch(
     Raises:
         CaptionerError: it cannot go on; what was done is written.
     """
-    run = _Run(log, sidecars, stop, dict(origin or {}), update)
+    run = _Run(log, sidecars, stop, progress, dict(origin or {}), update)
     todo = run.distinct(run.missing(items)) if dedupe else run.expect(run.missing(items))
     with closing(engine.run(todo)) as batches:
         for records in batches:
@@ -101,14 +101,17 @@ class _Run:
         log: RecordLog,
         sidecars: Sidecars | None,
         stop: Callable[[], bool],
+        progress: Callable[[Counts], None],
         origin: dict[str, Any],
         update: bool,
     ) -> None:
-        self.log, self.sidecars, self.stop, self.update = log, sidecars, stop, update
+        self.log, self.sidecars, self.stop, self.progress = log, sidecars, stop, progress
+        self.update = update
         self.origin = json.dumps(origin, sort_keys=True)
         self.made_with = {name: value for name, value in origin.items() if name != "model"}
         self.counts = Counts()
         self.expected: dict[str, _Expected] = {}  # by key, in the items' order
+        self.firsts: dict[str, str] = {}  # by digest, the key of the first photograph that has it
 
     def missing(self, items: Iterable[Item]) -> Iterator[Item]:
         """The photographs that need a caption; those that have one get what else this run is to make."""
@@ -120,6 +123,7 @@ class _Run:
                 yield item
             elif self._has_changed(item, entry):
                 self.counts.changed += 1
+                self.firsts.pop(self.log[item.key].get("sha256", ""), None)  # it is no longer what it was
                 self.log.outdate(item.key)
                 yield item
             elif (other := self._made_otherwise(entry)) and self.update:
@@ -141,6 +145,7 @@ class _Run:
         """Leave a record as it is, except for what it says of its sidecar."""
         if not entry.failed and not (self.sidecars and item.is_file):
             return
+        self.progress(self.counts)
         record = self.log[item.key]
         if "caption" in record and item.is_file and (self.sidecars or self.log.retry_errors):
             kept = _without_sidecar(record)
@@ -158,9 +163,9 @@ class _Run:
 
     def distinct(self, items: Iterable[Item]) -> Iterator[Item]:
         """Those whose bytes come for the first time; the others wait for the record of the first."""
-        firsts = {digest: key for digest, key in self.log.digests.items() if self._stands(key)}
+        self.firsts = {digest: key for digest, key in self.log.digests.items() if self._stands(key)}
         for item, digest in prefetch(_digest, items, workers=os.cpu_count() or 1, ahead=DIGESTS_AHEAD):
-            first = firsts.setdefault(digest, item.key) if digest else item.key
+            first = self.firsts.setdefault(digest, item.key) if digest else item.key
             if first == item.key:
                 self.expected[item.key] = _Expected(item, item.version(), digest)
                 yield item
