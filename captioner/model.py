@@ -39,6 +39,7 @@ class RegionConfig:
         dropout: probability with which training drops a channel.
         classes: ImageNet classes that the backbone's classifier knows; 0 for no tag tokens.
         words: caption words that the word head knows; 0 for no word tags. They need ``classes``.
+        colours: shades of red, green and blue alike that a region's colours are told apart by; 0 for none.
     """
 
     width: int
@@ -48,6 +49,7 @@ class RegionConfig:
     dropout: float = 0.0
     classes: int = 0
     words: int = 0
+    colours: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,39 @@ class Tags(NamedTuple):
         return Tags(self.tags[photos], self.scores[photos])
 
 
+def photo_features(features: Tensor, colours: Tensor | None) -> Tensor:
+    """What the word head is told of a photo, ``(B, C)``: its mean feature; ``(B, C + K)`` with its colours.
+
+    Of the colours' shares the square roots, by which a small red thing counts for more.
+    """
+    mean = features.mean((2, 3))
+    if colours is None:
+        return mean
+    return torch.cat([mean, colours.mean((2, 3)).sqrt().to(mean)], dim=1)
+
+
+def region_colours(pixel_values: Tensor, grid: tuple[int, int], shades: int) -> Tensor:
+    """What colours each region has, which the last stage of a backbone no longer tells.
+
+    A histogram over ``shades`` evenly spaced values of red, green and blue each, of the photo at a quarter of
+    its size. A pixel between such values counts for those around it, by trilinear weights.
+
+    Args:
+        pixel_values: ``(B, 3, H, W)``, -1 for black and 1 for white.
+        grid: rows and columns of regions.
+        shades: of each of the three; the histogram has ``K = shades ** 3`` colours.
+
+    Returns:
+        ``(B, K, rows, columns)``, which sums to 1 over the colours.
+    """
+    small = F.avg_pool2d(pixel_values, 4)
+    place = ((small + 1) * ((shades - 1) / 2)).clamp(0, shades - 1)
+    values = torch.arange(shades, device=place.device)[:, None, None]
+    red, green, blue = (1 - (place[:, :, None] - values).abs()).clamp(min=0).unbind(1)
+    shares = red[:, :, None, None] * green[:, None, :, None] * blue[:, None, None, :]
+    return F.adaptive_avg_pool2d(shares.flatten(1, 3), grid)
+
+
 class TagTokens(nn.Module):
     """The backbone's own ImageNet classes as extra region tokens (after Oscar, Li et al. 2020), and words.
 
@@ -155,18 +190,18 @@ class TagTokens(nn.Module):
         self.score = nn.Parameter(torch.zeros(config.width))
         self.register_buffer("head_words", torch.zeros(tags, dtype=torch.int64))
         self.head_words: Tensor
-        self.word_head = Linear(features, config.words) if config.words else None
+        self.word_head = Linear(features + config.colours**3, config.words) if config.words else None
         if self.word_head is not None:
             self.word_score = nn.Parameter(torch.zeros(config.width))
             self.register_buffer("word_prior", torch.zeros(config.words))
             self.word_prior: Tensor
 
-    def find(self, features: Tensor) -> Tags:
+    def find(self, features: Tensor, colours: Tensor | None = None) -> Tags:
         """Feature map ``(B, C, h, w)`` -> the photo's class tags, then its word tags if there are any."""
         classes = self.find_classes(features)
         if self.word_head is None:
             return classes
-        return classes.join(self.likely_words(self.word_head(features.mean((2, 3)))))
+        return classes.join(self.likely_words(self.word_head(photo_features(features, colours))))
 
     def find_classes(self, features: Tensor) -> Tags:
         """Feature map ``(B, C, h, w)`` -> the 8 likeliest classes of the whole and of its quarters."""
@@ -211,6 +246,8 @@ class RegionEncoder(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.project = Linear(features, config.width)
+        self.shades = config.colours
+        self.project_colours = Linear(config.colours**3, config.width) if config.colours else None
         self.rows = nn.Embedding(self.MAX_GRID, config.width)
         self.columns = nn.Embedding(self.MAX_GRID, config.width)
         self.tags = TagTokens(features, config) if config.classes else None
@@ -220,13 +257,27 @@ class RegionEncoder(nn.Module):
         self.layers = cast("list[RegionLayer]", layers)  # a ModuleList has no type for what it holds
         self.final_norm = nn.LayerNorm(config.width)
 
-    def forward(self, features: Tensor, word_embedding: nn.Embedding, tags: Tags | None = None) -> Tensor:
-        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``; ``tags`` are found in the features if not given."""
+    def forward(
+        self,
+        features: Tensor,
+        word_embedding: nn.Embedding,
+        *,
+        colours: Tensor | None = None,
+        tags: Tags | None = None,
+    ) -> Tensor:
+        """``(B, C, h, w)`` -> ``(B, h*w + tags, D)``.
+
+        ``colours (B, K, h, w)`` are those of :func:`region_colours` where the configuration asks for them;
+        ``tags`` are found in the features if not given.
+        """
         height, width = features.shape[-2:]
         position = self.rows.weight[:height, None] + self.columns.weight[None, :width]  # (h, w, D)
         tokens = self.project(self.norm(features.flatten(2).transpose(1, 2))) + position.flatten(0, 1)
+        if self.project_colours is not None:
+            assert colours is not None
+            tokens = tokens + self.project_colours(colours.to(features).flatten(2).transpose(1, 2))
         if self.tags is not None:
-            found = self.tags.find(features) if tags is None else tags
+            found = self.tags.find(features, colours) if tags is None else tags
             tokens = torch.cat([tokens, self.tags(found, word_embedding)], dim=1)
         if self.training and self.token_dropout:
             kept = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
@@ -251,17 +302,23 @@ class CaptionModel(nn.Module):
             if part is not None:
                 part.apply(_initialise)
 
-    def encode(self, x: Tensor, *, start: int = 0, tags: Tags | None = None) -> EncodedImages:
+    def encode(
+        self, x: Tensor, *, start: int = 0, colours: Tensor | None = None, tags: Tags | None = None
+    ) -> EncodedImages:
         """Normalised pixel values ``(B, 3, H, W)`` -> region tokens.
 
-        ``start`` and ``tags`` are for training: ``x`` is then what the backbone's stages below ``start``
-        gave, and the tag tokens are those of ``tags`` instead of what the features say.
+        The rest is for training: ``x`` is then what the backbone's stages below ``start`` gave, ``colours``
+        are those of :func:`region_colours`, and the tag tokens are those of ``tags`` instead of what the
+        features say.
         """
         features = self.backbone.run(x, start) if start or self.training else self.features(x)
         regions = self.feature_map(features)
         grid = (regions.shape[2], regions.shape[3])
         if self.regions is not None:
-            return EncodedImages(self.regions(regions, self.decoder.word_embedding, tags), grid, 0)
+            if colours is None and self.regions.shades:
+                colours = region_colours(x, grid, self.regions.shades)
+            words = self.decoder.word_embedding
+            return EncodedImages(self.regions(regions, words, colours=colours, tags=tags), grid, 0)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)

@@ -12,7 +12,7 @@ from tiny import tiny_checkpoint
 from torch import Tensor, nn
 
 from captioner.decoder import DecoderConfig, KVCache, TextDecoder
-from captioner.model import CaptionModel, ModelConfig, RegionConfig, TagTokens
+from captioner.model import CaptionModel, ModelConfig, RegionConfig, TagTokens, photo_features, region_colours
 from captioner.vision import BackboneConfig
 
 VIT = BackboneConfig(
@@ -255,6 +255,40 @@ def test_grid_tokens_come_row_by_row_and_tags_last():
 
 
 @torch.inference_mode()
+def test_a_regions_colours_are_a_histogram_of_its_pixels():
+    pixel_values = torch.full((2, 3, 64, 64), -1.0)
+    pixel_values[0, 0, :, 32:] = 1  # black on the left, red on the right
+    pixel_values[1] = 0  # grey, halfway between the second and the third of 4 shades
+    colours = region_colours(pixel_values, (2, 2), 4)
+    assert colours.shape == (2, 64, 2, 2)
+    assert torch.allclose(colours.sum(1), torch.ones(2, 2, 2))
+    black, red = 0, 3 * 16
+    assert colours[0, black, :, 0].tolist() == [1, 1]
+    assert colours[0, red, :, 1].tolist() == [1, 1]
+    assert colours[1, :, 0, 0].nonzero().flatten().tolist() == [21, 22, 25, 26, 37, 38, 41, 42]
+    assert photo_features(torch.zeros(2, 5, 2, 2), colours)[0, 5 + red] == pytest.approx(0.5**0.5)
+
+
+def test_colours_reach_the_region_tokens_and_the_word_tags():
+    config = tiny_checkpoint(words=5).model.config
+    assert config.regions is not None
+    torch.manual_seed(0)
+    model = CaptionModel(replace(config, regions=replace(config.regions, colours=2))).eval()
+    assert model.regions is not None
+    photos = torch.rand(2, 3, 64, 64) * 2 - 1
+    features = model.features(photos)
+    red, green = (
+        region_colours(torch.eye(3)[i].view(1, 3, 1, 1).expand_as(photos), (2, 2), 2) for i in (0, 1)
+    )
+    tokens = [model.encode(features, start=99, colours=c).region_tokens for c in (red, red, green)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert not torch.allclose(tokens[0], tokens[2])
+    own = region_colours(photos, (2, 2), 2)
+    assert torch.equal(
+        model.encode(photos).region_tokens, model.encode(features, start=99, colours=own).region_tokens
+    )
+
+
 def test_a_vision_transformers_tokens_pass_through_where_there_is_no_region_encoder():
     torch.manual_seed(0)
     model = CaptionModel(ModelConfig(backbone=VIT, regions=None, decoder=replace(DECODER, region_width=24)))
