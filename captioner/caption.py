@@ -23,7 +23,8 @@ class Word:
         text: the word as it stands in the caption.
         logprob: natural log-probability of the word (the sum over its tokens), at most 0; None, as is the
             confidence, where a model's server tells none.
-        confidence: exp(mean token log-prob) of the word, in 0…1.
+        confidence: probability that some person who describes the photo says the word, in 0…1; exp(mean
+            token log-prob) where the model has no calibration.
         attention: where the model looked while it wrote the word; present on request.
         box: the part of the upright image that the attention singles out; present with it.
     """
@@ -75,11 +76,15 @@ class Caption:
         width: pixels of the upright image, after EXIF orientation.
         height: likewise.
         caption: the sentence.
-        confidence: exp(mean token log-prob) over all generated tokens, in 0…1; None where a server tells no
-            log-probs.
+        confidence: probability that people who describe the photo say all its content words, in 0…1;
+            exp(mean token log-prob) over all generated tokens where the model has no calibration; None
+            where a server tells no log-probs.
         logprob: natural log-probability of the generated tokens, the end token included; None likewise.
         words: the words that the model wrote, in order; those of a prompt are not among them.
         alternatives: the next best captions, best first; as many as were asked for, or fewer.
+        calibrated: whether confidences are probabilities that were fitted to what people say.
+        uncertain: whether the confidence is below the least that was asked for.
+        unhedged: the whole caption where ``caption`` is what is sure of it; else None.
     """
 
     file: str | None
@@ -91,10 +96,13 @@ class Caption:
     logprob: float | None
     words: tuple[Word, ...] = ()
     alternatives: tuple[Alternative, ...] = field(default=())
+    calibrated: bool = False
+    uncertain: bool = False
+    unhedged: Alternative | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The caption as JSON-ready data."""
-        return {
+        """The caption as JSON-ready data; ``uncertain`` and ``unhedged`` only where they say something."""
+        data: dict[str, Any] = {
             "file": self.file,
             "model": self.model,
             "width": self.width,
@@ -102,9 +110,15 @@ class Caption:
             "caption": self.caption,
             "confidence": _rounded(self.confidence),
             "logprob": _rounded(self.logprob),
+            "calibrated": self.calibrated,
             "words": [word.to_dict() for word in self.words],
             "alternatives": [alternative.to_dict() for alternative in self.alternatives],
         }
+        if self.uncertain:
+            data["uncertain"] = True
+        if self.unhedged is not None:
+            data["unhedged"] = self.unhedged.to_dict()
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Caption:
@@ -122,7 +136,15 @@ class Caption:
         alternatives = tuple(Alternative(**item) for item in data.get("alternatives", ()))
         plain = {key: data[key] for key in ("file", "model", "width", "height")}
         scores = {key: data[key] for key in ("caption", "confidence", "logprob")}
-        return cls(**plain, **scores, words=words, alternatives=alternatives)
+        return cls(
+            **plain,
+            **scores,
+            words=words,
+            alternatives=alternatives,
+            calibrated=data.get("calibrated", False),
+            uncertain=data.get("uncertain", False),
+            unhedged=Alternative(**data["unhedged"]) if "unhedged" in data else None,
+        )
 
 
 def _rounded(score: float | None) -> float | None:

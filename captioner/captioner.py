@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,9 @@ from itertools import islice
 import torch
 from PIL.Image import Image
 
-from captioner.attention import as_region_map, attention_box
-from captioner.caption import Alternative, Caption, Word
+from captioner.caption import Caption
 from captioner.checkpoint import Checkpoint
+from captioner.compose import compose
 from captioner.errors import CheckpointError, OptionsError, PartialError, RemoteError
 from captioner.image import ImageSource, decode_image
 from captioner.options import GenerationOptions, SearchOptions
@@ -161,19 +160,30 @@ class Captioner:
             OptionsError: the options do not suit this model.
             PartialError: the model is on a server, and not all photos have a caption.
         """
-        if not images:
-            return []
         options = self.resolve(options)
-        self._check_lacks(options)
-        found = self._runner.caption(images, options)
+        found = self.write_prepared(images, options)
         results = [
-            written if isinstance(written, RemoteError) else self._caption(image, written)
+            written if isinstance(written, RemoteError) else self._caption(image, written, options)
             for image, written in zip(images, found, strict=True)
         ]
         captions = [result for result in results if isinstance(result, Caption)]
         if len(captions) < len(results):
             raise PartialError(results)
         return captions
+
+    def write_prepared(
+        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
+    ) -> Sequence[Sequence[WrittenCaption] | RemoteError]:
+        """All captions of prepared photos as the model wrote them, with what decoding knows of their words.
+
+        Raises:
+            OptionsError: the options do not suit this model.
+        """
+        if not images:
+            return []
+        options = self.resolve(options)
+        self._check_lacks(options)
+        return self._runner.caption(images, _wide_enough(options))
 
     def stream(
         self, image: ImageSource, options: GenerationOptions | SearchOptions | None = None
@@ -192,14 +202,18 @@ class Captioner:
         """:meth:`stream` for a prepared photo."""
         options = self.resolve(options)
         self._check_lacks(options)
-        return self._events(self._runner.stream(image, options), image)
+        return self._events(self._runner.stream(image, _wide_enough(options)), image, options)
 
-    def _events(self, steps: Iterator[Progress], image: PreparedImage) -> Iterator[StreamEvent]:
+    def _events(
+        self, steps: Iterator[Progress], image: PreparedImage, options: SearchOptions
+    ) -> Iterator[StreamEvent]:
         sent = ""
         for step in steps:
             if step.captions:
-                caption = self._caption(image, step.captions)
+                caption = self._caption(image, step.captions, options)
                 text = caption.caption.removeprefix(sent)
+            elif options.hedge:  # what is sure of it is known at its end
+                continue
             else:  # the last word may still grow
                 caption, text = None, step.text[len(sent) : step.text.rfind(" ") + 1]
             if text or caption:
@@ -227,40 +241,15 @@ class Captioner:
                 f"{self.name} has no beam search, since {self.lacks.beams}: set num_beams to 1"
             )
 
-    def _caption(self, image: PreparedImage, found: Sequence[WrittenCaption]) -> Caption:
-        best, *others = [_alternative(written) for written in found]
-        return Caption(
-            file=image.file,
-            model=self.name,
-            width=image.width,
-            height=image.height,
-            caption=best.caption,
-            confidence=best.confidence,
-            logprob=best.logprob,
-            words=tuple(_words(image, found[0])),
-            alternatives=tuple(others),
-        )
+    def _caption(
+        self, image: PreparedImage, found: Sequence[WrittenCaption], options: SearchOptions
+    ) -> Caption:
+        calibration = self.checkpoint.calibration if self.checkpoint else None
+        return compose(image, found, options, model=self.name, calibration=calibration)
 
 
-def _words(image: PreparedImage, written: WrittenCaption) -> Iterator[Word]:
-    for span in written.words:
-        logprob, confidence = _scores((written.logprobs and written.logprobs[span.start : span.stop]) or None)
-        word = Word(text=span.text, logprob=logprob, confidence=confidence)
-        if written.maps is not None:
-            attention = written.maps[span.start : span.stop].mean(0)  # sums to 1, as its tokens' do
-            box = attention_box(attention, width=image.width, height=image.height)
-            word = replace(word, attention=as_region_map(attention), box=box)
-        yield word
-
-
-def _alternative(written: WrittenCaption) -> Alternative:
-    logprob, confidence = _scores(written.logprobs)
-    return Alternative(caption=written.text, confidence=confidence, logprob=logprob)
-
-
-def _scores(logprobs: Sequence[float] | None) -> tuple[float | None, float | None]:
-    """The sum, and exp of the mean, which is 1 for nothing; None for both where nothing is known."""
-    if logprobs is None:
-        return None, None
-    total = sum(logprobs)
-    return total, math.exp(total / max(1, len(logprobs)))
+def _wide_enough(options: SearchOptions) -> SearchOptions:
+    """To shorten captions, all that a search finds is looked at."""
+    if options.hedge and not options.do_sample:
+        return replace(options, alternatives=options.num_beams - 1)
+    return options

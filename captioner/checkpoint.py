@@ -16,12 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from captioner.calibration import Calibration
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
 from captioner.model import CaptionModel, ModelConfig, model_without_weights
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
-__all__ = ["Checkpoint", "check_tensors", "load_checkpoint", "read_config", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "check_tensors",
+    "load_checkpoint",
+    "read_config",
+    "save_checkpoint",
+    "write_calibration",
+]
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -37,6 +45,7 @@ class Checkpoint:
         processor: pixels to ``pixel_values``.
         description: one line for ``captioner models``.
         generation: this model's own defaults of :class:`~captioner.options.GenerationOptions`, by field name.
+        calibration: what makes probabilities of what decoding knows; None where nothing was fitted.
     """
 
     model: CaptionModel
@@ -44,6 +53,7 @@ class Checkpoint:
     processor: ImageProcessor
     description: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, dtype: torch.dtype = torch.float16) -> None:
@@ -63,6 +73,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, dtype: torch.dty
         "tokenizer": checkpoint.tokenizer.config.to_dict(),
         "generation": checkpoint.generation,
     }
+    if checkpoint.calibration is not None:
+        config["calibration"] = checkpoint.calibration.to_dict()
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in checkpoint.model.state_dict().items()
@@ -82,6 +94,18 @@ def _replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
     yield partial
     os.replace(partial, path)
+
+
+def write_calibration(directory: Path, calibration: Calibration) -> None:
+    """Give a checkpoint on disk another calibration; all else of it stays as it is.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    config = {**read_config(directory), "calibration": calibration.to_dict()}
+    with _replacing(directory / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(directory / "config.json", partial)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -119,6 +143,8 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
             key: tuple(value) if isinstance(value, list) else value
             for key, value in config["generation"].items()
         }
+        fitted = config.get("calibration")
+        calibration = None if fitted is None else Calibration.from_dict(fitted)
     except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
         raise CheckpointError(f"{directory / 'config.json'} does not describe a model: {error!r}") from error
     try:
@@ -141,6 +167,7 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
         processor=processor,
         description=str(config.get("description", "")),
         generation=generation,
+        calibration=calibration,
     )
 
 

@@ -29,6 +29,7 @@ from captioner.commandline import (
     takes_generation_options,
 )
 from captioner.errors import CaptionerError, ImageError, OptionsError, PartialError
+from captioner.evaluation.calibrate_command import calibrate
 from captioner.evaluation.command import benchmark, evaluate
 from captioner.serve import serve
 from captioner.training.command import average, train
@@ -182,7 +183,7 @@ def convert(
     print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
-for command in (batch, train, average, evaluate, benchmark, serve):
+for command in (batch, train, average, evaluate, calibrate, benchmark, serve):
     app.command()(command)
 
 
@@ -228,4 +229,5 @@ def _print_result(
     if as_json:
         print(json.dumps(data, ensure_ascii=False), flush=True)
     elif isinstance(result, Caption):
-        print(one_line(path), result.caption, sep="\t", flush=True)
+        doubt = ["not sure"] if result.uncertain else []
+        print(one_line(path), result.caption, *doubt, sep="\t", flush=True)

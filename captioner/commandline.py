@@ -73,6 +73,12 @@ def _generation_parameters(
         _wording("With --sample: choose from the likeliest words that together have this probability."),
     ] = None,
     seed: Annotated[int | None, _wording("With --sample: the same seed gives the same captions.")] = None,
+    min_confidence: Annotated[
+        float | None, _wording("Mark captions that are less likely to be right than this, from 0 to 1.")
+    ] = None,
+    hedge: Annotated[
+        bool | None, _wording("Shorten those captions to what is sure; by default at 0.5.", "--hedge")
+    ] = None,
 ) -> None:
     """The parameters that :func:`takes_generation_options` adds to a command's own."""
 

@@ -35,7 +35,7 @@ FIGURE = """\
 <canvas aria-hidden="true"></canvas><div class="box" aria-hidden="true"></div>
 </div></div>
 <figcaption>
-<p class="words">{words}</p>
+{doubt}<p class="words">{words}</p>
 <p class="said" aria-live="polite"></p>
 {alternatives}
 <p class="facts"><b>{file}</b> {facts}</p>
@@ -84,6 +84,9 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
         for item in caption.alternatives
     )
     facts = [f"{caption.width} × {caption.height}", caption.model]
+    doubt = "Not sure" if caption.uncertain else ""
+    if caption.unhedged is not None:
+        doubt = f"Not sure of more; the whole caption was “{caption.unhedged.caption}”"
     if caption.confidence is not None:
         facts.append(f"{_percent(caption.confidence)} confident")
     return FIGURE.format(
@@ -91,6 +94,7 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
         height=photo.height,
         jpeg=base64.b64encode(jpeg.getvalue()).decode(),
         caption=escape(caption.caption),
+        doubt=f'<p class="doubt">{escape(doubt)}</p>\n' if doubt else "",
         words=_sentence(caption),
         alternatives=f'<ol start="2">{alternatives}</ol>' if alternatives else "",
         file=escape(caption.file or "photograph"),

@@ -19,7 +19,14 @@ from captioner.decoder import MLP, DecoderConfig, SelfAttention, TextDecoder
 from captioner.linear import Linear
 from captioner.vision import BackboneConfig, build_backbone
 
-__all__ = ["CaptionModel", "EncodedImages", "ModelConfig", "RegionConfig", "model_without_weights"]
+__all__ = [
+    "CaptionModel",
+    "EncodedImages",
+    "ModelConfig",
+    "RegionConfig",
+    "TagScores",
+    "model_without_weights",
+]
 
 CPU_IMAGES = 2
 """Images that pass through the backbone at once on a CPU. The activations of more outgrow its cache, and come
@@ -86,11 +93,13 @@ class EncodedImages:
         region_tokens: ``(B, R, D)``: ``prefix`` class tokens, the grid row by row, then tag tokens.
         grid: rows and columns of the grid.
         prefix: tokens before the grid.
+        tags: what the tag tokens stand for; None for a model without.
     """
 
     region_tokens: Tensor
     grid: tuple[int, int]
     prefix: int
+    tags: Tags | None = None
 
     def grid_slice(self) -> slice:
         """Where the grid's tokens stand among the region tokens."""
@@ -167,6 +176,18 @@ def region_colours(pixel_values: Tensor, grid: tuple[int, int], shades: int) -> 
     return F.adaptive_avg_pool2d(shares.flatten(1, 3), grid)
 
 
+class TagScores(NamedTuple):
+    """One photo's tags by the token id of their word, with the best score of each, 0 to 1.
+
+    Attributes:
+        words: of word tags.
+        classes: of class tags.
+    """
+
+    words: dict[int, float]
+    classes: dict[int, float]
+
+
 class TagTokens(nn.Module):
     """The backbone's own ImageNet classes as extra region tokens (after Oscar, Li et al. 2020), and words.
 
@@ -221,6 +242,18 @@ class TagTokens(nn.Module):
         """
         words = (shares - 0.5 * self.word_prior).topk(min(self.WORDS, shares.shape[1])).indices
         return Tags(words + self.classes, shares.gather(1, words).clamp(min=0))
+
+    def by_word(self, tags: Tags) -> list[TagScores]:
+        """The tags of each photo by their words."""
+        found = []
+        words, is_class = self.head_words[tags.tags].tolist(), (tags.tags < self.classes).tolist()
+        for photo in zip(words, is_class, tags.scores.tolist(), strict=True):
+            scores = TagScores(words={}, classes={})
+            for word, of_class, score in zip(*photo, strict=True):
+                kind = scores.classes if of_class else scores.words
+                kind[word] = max(score, kind.get(word, 0.0))
+            found.append(scores)
+        return found
 
     def forward(self, tags: Tags, word_embedding: nn.Embedding) -> Tensor:
         """Tags ``(B, n)`` -> tag tokens ``(B, n, D)``."""
@@ -277,8 +310,8 @@ class RegionEncoder(nn.Module):
             assert colours is not None
             tokens = tokens + self.project_colours(colours.to(features).flatten(2).transpose(1, 2))
         if self.tags is not None:
-            found = self.tags.find(features, colours) if tags is None else tags
-            tokens = torch.cat([tokens, self.tags(found, word_embedding)], dim=1)
+            tags = self.tags.find(features, colours) if tags is None else tags
+            tokens = torch.cat([tokens, self.tags(tags, word_embedding)], dim=1)
         if self.training and self.token_dropout:
             kept = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
             tokens = tokens[:, torch.randperm(tokens.shape[1], device=tokens.device)[:kept]]
@@ -317,11 +350,19 @@ class CaptionModel(nn.Module):
         if self.regions is not None:
             if colours is None and self.regions.shades:
                 colours = region_colours(x, grid, self.regions.shades)
+            if tags is None and self.regions.tags is not None:
+                tags = self.regions.tags.find(regions, colours)
             words = self.decoder.word_embedding
-            return EncodedImages(self.regions(regions, words, colours=colours, tags=tags), grid, 0)
+            return EncodedImages(self.regions(regions, words, colours=colours, tags=tags), grid, 0, tags)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)
+
+    def tag_scores(self, encoded: EncodedImages) -> list[TagScores]:
+        """What the tags of each image say; nothing where the model has none."""
+        if encoded.tags is None or self.regions is None or self.regions.tags is None:
+            return [TagScores({}, {})] * len(encoded.region_tokens)
+        return self.regions.tags.by_word(encoded.tags)
 
     def features(self, x: Tensor) -> Tensor:
         """Normalised pixel values ``(B, 3, H, W)`` -> what the backbone gives.

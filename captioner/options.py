@@ -18,6 +18,8 @@ __all__ = ["DEFAULT_LENGTH_PENALTY", "GenerationOptions", "SearchOptions"]
 
 DEFAULT_LENGTH_PENALTY = 1.0
 MAX_TEXT = 4000
+SURE = 0.5
+"""The confidence that ``hedge`` asks for where ``min_confidence`` is not given."""
 
 _INTEGERS = {
     "num_beams": (1, 64),
@@ -33,8 +35,9 @@ _NUMBERS = {
     "repetition_penalty": (0.1, 10.0),
     "temperature": (0.01, 100.0),
     "top_p": (0.001, 1.0),
+    "min_confidence": (0.0, 1.0),
 }
-_FLAGS = ("do_sample", "attention", "early_stopping")
+_FLAGS = ("do_sample", "attention", "early_stopping", "hedge")
 _SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": None}
 """Options of sampling alone, and the values that leave the model's probabilities as they are."""
 
@@ -67,6 +70,8 @@ class SearchOptions:
     alternatives: int = 0
     attention: bool = False
     early_stopping: bool = False
+    min_confidence: float = 0.0
+    hedge: bool = False
 
     def __post_init__(self) -> None:
         values = asdict(self)
@@ -105,6 +110,9 @@ class GenerationOptions:
         attention: add to each word where the model looked.
         early_stopping: end a beam search once num_beams captions are finished, even if a beam that goes on
             could still do better.
+        min_confidence: 0…1; a caption of less confidence is marked as uncertain.
+        hedge: shorten such a caption to a phrase that is sure, if it holds one; without min_confidence, to
+            one that is more likely right than not. One with a prompt stays whole.
 
     Raises:
         OptionsError: a value is out of range or contradicts another one that is given.
@@ -127,6 +135,8 @@ class GenerationOptions:
     alternatives: int | None = None
     attention: bool | None = None
     early_stopping: bool | None = None
+    min_confidence: float | None = None
+    hedge: bool | None = None
 
     def __post_init__(self) -> None:
         _check(self.given())
@@ -160,6 +170,8 @@ class GenerationOptions:
         if not sampling and "num_beams" not in given:
             beams, others = options.get("num_beams", SearchOptions.num_beams), options.get("alternatives", 0)
             options["num_beams"] = max(beams, others + 1)
+        if options.get("hedge"):
+            options.setdefault("min_confidence", SURE)
         return SearchOptions(**options)
 
 

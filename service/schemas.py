@@ -88,6 +88,10 @@ class CaptionOptions(_Strict):
     early_stopping: bool | None = Field(
         None, description="Stop as soon as there are as many captions as beams."
     )
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, description="Mark captions that are less likely to be right than this as uncertain."
+    )
+    hedge: bool | None = Field(None, description="Shorten those captions to what is sure; by default at 0.5.")
 
     def to_options(self) -> GenerationOptions:
         """The library's options. Raises OptionsError if they contradict each other."""
@@ -164,7 +168,9 @@ class WordOut(BaseModel):
     logprob: float | None = Field(
         le=0, description="Natural log-probability; null if the model's server gives none."
     )
-    confidence: float | None = Field(ge=0, le=1, description="exp(mean token log-prob), or null.")
+    confidence: float | None = Field(
+        ge=0, le=1, description="Probability that some person who describes the photo says the word, or null."
+    )
     attention: list[list[float]] | None = Field(
         None, description="Where the model looked, if asked for: rows from the top, sum 1."
     )
@@ -190,10 +196,21 @@ class CaptionOut(BaseModel):
     width: int = Field(description="Pixels of the upright photo.")
     height: int
     caption: str
-    confidence: float | None = Field(ge=0, le=1, description="exp(mean token log-prob), or null.")
+    confidence: float | None = Field(
+        ge=0,
+        le=1,
+        description="Probability that people who describe the photo say all its content words, or null.",
+    )
     logprob: float | None = Field(le=0)
+    calibrated: bool = Field(
+        description="Whether confidences are such probabilities; else they are exp(mean token log-prob)."
+    )
     words: list[WordOut]
     alternatives: list[AlternativeOut]
+    uncertain: bool = Field(False, description="Whether the confidence is below `min_confidence`.")
+    unhedged: AlternativeOut | None = Field(
+        None, description="The whole caption, where `hedge` shortened it to what is sure."
+    )
 
 
 class TextOut(BaseModel):

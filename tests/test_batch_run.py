@@ -458,3 +458,18 @@ def test_memory_stays_flat(tmp_path: Path):
         run_batch(items, engine(batch_size=25), log, dedupe=False, progress=progress)
     assert len(sizes) == 100
     assert max(sizes[30:]) - max(sizes[:30]) < 8_000_000  # 1,750 photographs of 180,000 bytes each
+
+
+def test_captions_that_are_not_sure_get_no_sidecar(library: Path, tmp_path: Path):
+    """Every second one of the engine's captions is in doubt."""
+
+    class Doubtful(Backwards):
+        def run(self, items: Iterable[Item]) -> Generator[list[Record]]:
+            for number, (record,) in enumerate(super().run(items)):
+                yield [record | ({"uncertain": True} if "caption" in record and number % 2 else {})]
+
+    run(library, tmp_path / "o.jsonl", Doubtful(engine()), sidecars=Sidecars("txt"))
+    found = [record for record in records(tmp_path / "o.jsonl") if "caption" in record]
+    with_sidecar = [Path(record["file"]).with_suffix(".txt").exists() for record in found]
+    assert with_sidecar == ["uncertain" not in record for record in found]
+    assert set(with_sidecar) == {True, False}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import FakeCaptioner
-from images import damage, draw_noise, encode_all
+from images import damage, draw_noise, draw_scene, encode_all
 from tiny import tiny_checkpoint
 
 from captioner import SearchOptions, list_models, load
@@ -133,6 +134,7 @@ def test_defaults_are_the_models(fake, photo_path):
 def test_every_option_arrives(fake, photo_path):
     search = "--beams 5 --alternatives 4 --max-length 9 --min-length 2 --length-penalty 0.5 --early-stopping"
     rules = "--repetition-penalty 1.5 --no-repeat-ngram 3 --bad-word dog --bad-word cat --attention"
+    rules += " --min-confidence 0.3 --hedge"
     texts = ("--prompt", "a photo of", "--instruction", "What is this?")
     assert run(fake, "caption", *search.split(), *rules.split(), *texts, photo_path) == 0
     draw = "--sample --temperature 0.7 --top-k 9 --top-p 0.8 --seed 1"
@@ -149,6 +151,8 @@ def test_every_option_arrives(fake, photo_path):
         no_repeat_ngram_size=3,
         bad_words=("dog", "cat"),
         attention=True,
+        min_confidence=0.3,
+        hedge=True,
         prompt="a photo of",
         instruction="What is this?",
     )
@@ -317,3 +321,20 @@ def test_a_real_model_end_to_end(photo_path, tmp_path, capsys):
     [expected] = model.caption([photo_path], options)
     assert json.loads(capsys.readouterr().out) == expected.to_dict()
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_captions_that_are_not_sure_are_marked_or_shortened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny", dtype=torch.float32)
+    draw_scene().save(tmp_path / "a.png")
+    command = ["caption", str(tmp_path / "a.png"), "--model", str(tmp_path / "tiny"), "--device", "cpu"]
+    assert main([*command, "--min-confidence", "1"]) == 0
+    path, caption, mark = capsys.readouterr().out.removesuffix("\n").split("\t")
+    assert (path, mark) == (str(tmp_path / "a.png"), "not sure")
+    assert main([*command, "--json", "--hedge", "--min-confidence", "0.0001"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["caption"] == caption
+    assert "uncertain" not in data
+    assert main([*command, "--min-confidence", "2"]) == 2
+    assert "min_confidence must be a number from 0 to 1" in capsys.readouterr().err

@@ -38,6 +38,8 @@ from captioner.options import GenerationOptions, SearchOptions
         ({"do_sample": True, "seed": 2**63}, "seed must be a whole number from 0"),
         ({"do_sample": True, "alternatives": 64}, "alternatives must be a whole number from 0 to 63"),
         ({"do_sample": 1}, "do_sample must be True or False, not 1"),
+        ({"min_confidence": 1.5}, "min_confidence must be a number from 0 to 1, not 1.5"),
+        ({"hedge": 1}, "hedge must be True or False, not 1"),
         ({"attention": "yes"}, "attention must be True or False, not 'yes'"),
         ({"early_stopping": "never"}, "early_stopping must be True or False, not 'never'"),
         ({"prompt": 5}, "prompt must be a text, not 5"),
@@ -105,6 +107,8 @@ OWN: dict[str, Any] = {
     "alternatives": 2,
     "attention": True,
     "early_stopping": True,
+    "min_confidence": 0.3,
+    "hedge": True,
 }
 """A model's own setting of every option, none of them the default."""
 
@@ -126,6 +130,8 @@ OTHER: dict[str, Any] = {
     "alternatives": 1,
     "attention": False,
     "early_stopping": False,
+    "min_confidence": 0.0,
+    "hedge": False,
 }
 """What a user may ask of that model instead: neutral values count as well as any."""
 
@@ -171,6 +177,8 @@ def test_the_models_options_of_sampling_count_for_sampling_alone():
         ({"num_beams": 1}, {"num_beams": 5, "alternatives": 4}, {"num_beams": 1, "alternatives": 0}),
         ({"max_length": 5}, {"min_length": 8}, {"max_length": 5, "min_length": 5}),
         ({"max_length": 9}, {"min_length": 8}, {"max_length": 9, "min_length": 8}),
+        ({"hedge": True}, {}, {"hedge": True, "min_confidence": 0.5}),
+        ({"hedge": True}, {"min_confidence": 0.7}, {"hedge": True, "min_confidence": 0.7}),
     ],
 )
 def test_what_is_not_given_gives_way_to_what_is(

@@ -20,7 +20,7 @@ __all__ = ["Format", "check_format", "write_table"]
 Format = Literal["jsonl", "csv", "parquet"]
 
 COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives"]
-COLUMNS += ["error", "error_kind", "sha256", "duplicate_of"]
+COLUMNS += ["error", "error_kind", "sha256", "duplicate_of", "uncertain", "unhedged"]
 ROW_GROUP = 1024
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -72,6 +72,8 @@ def _write_csv(file: BinaryIO, records: Iterable[Record], *, excel: bool) -> Non
     for record in records:
         others = [alternative["caption"] for alternative in record.get("alternatives", ())]
         row = {**record, "alternatives": json.dumps(others, ensure_ascii=False) if others else ""}
+        if "unhedged" in record:
+            row["unhedged"] = record["unhedged"]["caption"]
         rows.writerow({name: _as_text(value) for name, value in row.items()} if excel else row)
     text.flush()
     text.detach()  # the file is its owner's to close
@@ -101,6 +103,9 @@ def _write_parquet(file: BinaryIO, records: Iterable[Record]) -> None:
             "words": pa.list_(pa.struct({"text": text, **scores, **maps})),
             "alternatives": pa.list_(pa.struct({"caption": text, **scores})),
             **dict.fromkeys(("error", "error_kind", "sha256", "duplicate_of"), text),
+            "calibrated": pa.bool_(),
+            "uncertain": pa.bool_(),
+            "unhedged": pa.struct({"caption": text, **scores}),
         }
     )
     source = iter(records)

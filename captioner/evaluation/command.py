@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from captioner.evaluation.benchmark import BenchmarkResult
     from captioner.evaluation.evaluate import EvaluationResult
 
-__all__ = ["benchmark", "evaluate"]
+__all__ = ["Json", "benchmark", "evaluate", "print_figures", "progress_bar"]
 
 Beams = Annotated[
     int | None, typer.Option("--beams", help="Beams of the search; default: the model's own setting.")
@@ -78,7 +78,7 @@ def evaluate(
         raise OptionsError(
             f"--boxes needs attention, which {model} has not, since {captioner.lacks.attention}"
         )
-    with _bar() as progress:
+    with progress_bar() as progress:
         result = run(
             captioner,
             images,
@@ -96,10 +96,7 @@ def evaluate(
     if as_json:
         print(json.dumps({"model": captioner.name, **result.to_dict()}))
         return
-    for name, value in result.to_dict().items():
-        if value is not None:
-            title, form = _TITLES[name]
-            print(title, format(value, form), sep="\t")
+    print_figures(result.to_dict())
 
 
 def benchmark(
@@ -173,6 +170,14 @@ _TITLES = {
 """What a figure is called, and how it is printed."""
 
 
+def print_figures(figures: Mapping[str, float | None]) -> None:
+    """Print the figures that there are, one a line."""
+    for name, value in figures.items():
+        if value is not None:
+            title, form = _TITLES[name]
+            print(title, format(value, form), sep="\t")
+
+
 def _random(name: str, device: str, dtype: str) -> Captioner:
     from captioner.captioner import Captioner
     from captioner.evaluation.architectures import random_checkpoint
@@ -185,7 +190,7 @@ def _random(name: str, device: str, dtype: str) -> Captioner:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

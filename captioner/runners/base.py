@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from captioner.calibration import WordSignals
 from captioner.checkpoint import Checkpoint
 from captioner.errors import RemoteError
 from captioner.generation import SearchOptions
@@ -71,12 +72,14 @@ class WrittenCaption:
         logprobs: natural log-probabilities of the generated tokens, the end token included; None where a
             server tells none.
         words: the words that the model wrote, each with its range of ``logprobs``, empty where unknown.
+        signals: what decoding knows of each of the words; empty where that is nothing but log-probs.
         maps: ``(tokens, h, w)`` float32 on the CPU, where the model looked for each token; or None.
     """
 
     text: str
     logprobs: Sequence[float] | None
     words: Sequence[TokenSpan]
+    signals: Sequence[WordSignals] = ()
     maps: Tensor | None = None
 
 

@@ -119,11 +119,11 @@ class CheckpointRunner(NetworkRunner):
         if options.attention:
             best = [hypotheses[0].token_ids for hypotheses in found]
             maps = token_maps(self._decoder, encoded, rules.prompt_ids, best, rules.pad_id)
-        prompt = prompt_of(self._tokenizer, rules)
+        prompt, tags = prompt_of(self._tokenizer, rules), self.checkpoint.model.tag_scores(encoded)
         return [
             [
-                written(self._tokenizer, prompt, hypothesis, attention if rank == 0 else None)
+                written(self._tokenizer, prompt, hypothesis, tags=said, maps=attention if rank == 0 else None)
                 for rank, hypothesis in enumerate(hypotheses)
             ]
-            for hypotheses, attention in zip(found, maps, strict=True)
+            for hypotheses, attention, said in zip(found, maps, tags, strict=True)
         ]

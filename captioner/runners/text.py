@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captioner.calibration import WordSignals
 from captioner.errors import OptionsError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions, check_positions
 from captioner.image import ImageProcessor
+from captioner.model import TagScores
 from captioner.runners.base import PreparedImage, WrittenCaption
 from captioner.tokenizer import CaptionTokenizer, TokenSpan
 
 __all__ = ["decode_rules", "normalized", "prompt_of", "written"]
+
+NO_TAGS = TagScores(words={}, classes={})
 
 
 def decode_rules(tokenizer: CaptionTokenizer, options: SearchOptions, positions: int) -> DecodeRules:
@@ -51,7 +55,12 @@ def prompt_of(tokenizer: CaptionTokenizer, rules: DecodeRules) -> tuple[int, ...
 
 
 def written(
-    tokenizer: CaptionTokenizer, prompt: Sequence[int], hypothesis: Hypothesis, maps: Tensor | None = None
+    tokenizer: CaptionTokenizer,
+    prompt: Sequence[int],
+    hypothesis: Hypothesis,
+    *,
+    tags: TagScores = NO_TAGS,
+    maps: Tensor | None = None,
 ) -> WrittenCaption:
     """A hypothesis as text; ``prompt`` holds the token ids of the text before it."""
     token_ids, start = [*prompt, *hypothesis.token_ids], len(prompt)
@@ -60,7 +69,19 @@ def written(
         for span in tokenizer.words(token_ids)
         if span.stop > start  # else it is a word of the prompt
     ]
-    return WrittenCaption(tokenizer.decode(token_ids), hypothesis.logprobs, words, maps)
+    signals = [_signals(span, hypothesis, tags) for span in words]
+    return WrittenCaption(tokenizer.decode(token_ids), hypothesis.logprobs, words, signals, maps)
+
+
+def _signals(span: TokenSpan, hypothesis: Hypothesis, tags: TagScores) -> WordSignals:
+    tokens = hypothesis.token_ids[span.start : span.stop]
+    return WordSignals(
+        text=span.text,
+        logprob=sum(hypothesis.logprobs[span.start : span.stop]),
+        token_id=max(tokens),
+        word_tag=max(tags.words.get(token, 0.0) for token in tokens),
+        class_tag=max(tags.classes.get(token, 0.0) for token in tokens),
+    )
 
 
 def normalized(

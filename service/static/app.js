@@ -2,7 +2,7 @@
 /** The page: photos come in, wait for their turn, and become captions. */
 
 import { Problem, captionPhoto } from "./api.js";
-import { Card } from "./card.js";
+import { Card, doubt } from "./card.js";
 import { watchIntake } from "./intake.js";
 import { Options } from "./options.js";
 import { download, toCsv, toJson } from "./share.js";
@@ -39,11 +39,28 @@ function add(files) {
   added[0].element.scrollIntoView({ block: "nearest" });
 }
 
+/** Put the cards in the order that was chosen; what has no confidence comes last. */
+function sort() {
+  /** @param {Card} card */
+  const key = (card) => card.caption?.confidence ?? null;
+  const sign = { sure: -1, unsure: 1 }[/** @type {string} */ (byId("order").value)] ?? 0;
+  const sorted = [...cards].sort((one, other) => {
+    const first = key(one), second = key(other);
+    if (!sign || (first === null && second === null)) return 0;
+    if (first === null || second === null) return first === null ? 1 : -1;
+    return sign * (first - second);
+  });
+  if (sorted.some((card, index) => byId("photos").children[index] !== card.element)) {
+    byId("photos").append(...sorted.map((card) => card.element));
+  }
+}
+
 /** Start what may start now: nothing without an API key where one is wanted. */
 function work() {
   const working = cards.filter((card) => card.state === "working").length;
   const room = cards.some(isLocked) ? 0 : Math.max(0, AT_ONCE - working);
   for (const card of cards.filter((card) => card.state === "waiting").slice(0, room)) captionCard(card);
+  if (!cards.some((card) => ["waiting", "working"].includes(card.state))) sort(); // nothing moves while it works
   summarize();
 }
 
@@ -66,7 +83,8 @@ async function captionCard(card) {
     const smaller = card.file.size + FORM_BYTES > status.maxUpload ? await shrink(card.file) : null;
     if (smaller) await request(card, smaller, signal);
     else await request(card, card.file, signal).catch((error) => requestSmaller(card, error, signal));
-    announce(`${card.file.name}: ${card.caption?.caption}`);
+    const unsure = card.caption && doubt(card.caption);
+    announce(`${card.file.name}: ${card.caption?.caption}${unsure && `. ${unsure}`}`);
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Problem)) throw error;
@@ -149,6 +167,7 @@ byId("again").addEventListener("click", () => {
   for (const card of cards) card.wait();
   work();
 });
+byId("order").addEventListener("change", sort);
 byId("clear").addEventListener("click", () => {
   for (const card of cards) card.remove();
   cards = [];

@@ -47,6 +47,7 @@ export class Card {
     this.heatmap.hide();
     this.#find(".caption").replaceChildren();
     this.#find(".caption").removeAttribute("role");
+    this.#find(".doubt").hidden = true;
     this.#enter("waiting", "Waiting for its turn");
   }
 
@@ -70,6 +71,8 @@ export class Card {
   finish(caption, photo) {
     this.caption = caption;
     const { width, height, alternatives, confidence, model } = caption;
+    this.#find(".doubt").textContent = doubt(caption);
+    this.#find(".doubt").hidden = !doubt(caption);
     this.#shape(width / height);
     /** @type {HTMLImageElement} */ (this.#find("img")).alt = caption.caption;
     const pointing = matchMedia("(hover: hover)").matches ? HINT : TOUCH_HINT;
@@ -170,6 +173,12 @@ export class Card {
 function instantiate(id) {
   const template = /** @type {HTMLTemplateElement} */ (document.getElementById(id));
   return /** @type {HTMLElement} */ (document.importNode(template.content, true).firstElementChild);
+}
+
+/** What there is to say of a caption that is not sure, or was not. @param {Caption} caption */
+export function doubt({ uncertain, unhedged }) {
+  if (unhedged) return `Not sure of more; the whole caption was “${unhedged.caption}”`;
+  return uncertain ? "Not sure" : "";
 }
 
 /** "is damaged" for "cat.jpg: is damaged", since the name stands above. @param {string} text @param {string} name */

@@ -66,9 +66,11 @@ export class Options {
   /** Beside the summary: what a closed form would hide. */
   #summarize() {
     const labels = [...this.form.elements].filter(
-      (element) => element instanceof HTMLInputElement && element.name && element.value !== element.defaultValue,
+      (element) => (element instanceof HTMLInputElement && element.name && element.value !== element.defaultValue)
+        || (element instanceof HTMLSelectElement && element.value),
     ).map((element) => {
-      const { labels, value } = /** @type {HTMLInputElement} */ (element);
+      const { labels, value } = /** @type {HTMLInputElement | HTMLSelectElement} */ (element);
+      if (element instanceof HTMLSelectElement) return element.selectedOptions[0].text;
       return `${labels?.[0].textContent?.toLowerCase()} ${value || "auto"}`;
     });
     /** @type {HTMLElement} */ (this.panel.querySelector(".changed")).textContent = labels.join(" · ");

@@ -285,3 +285,39 @@ def test_removed_photos_cost_nothing_more(
     assert page.locator("article h3").all_inner_texts() == ["three.png"]
     page.get_by_role("button", name="Clear").click()
     assert page.locator("#results").is_hidden()
+
+
+def test_what_is_not_sure_is_said_and_sorted(
+    page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner
+):
+    """Cards stand as they were added until another order is chosen."""
+    sure = {"one.png": 0.3, "two.png": 0.05, "three.png": 0.6}
+    for name, confidence in sure.items():
+        captioner.captions[name] = replace(make_caption("a dog", file=name), confidence=confidence)
+    captioner.captions["two.png"] = replace(captioner.captions["two.png"], uncertain=True)
+    whole = Alternative(caption="a dog on the moon", confidence=0.02, logprob=-9.0)
+    captioner.captions["three.png"] = replace(captioner.captions["three.png"], unhedged=whole)
+    page.goto(serve())
+    cards = add(page, *(photo(name) for name in sure))
+    expect(page.get_by_role("heading", level=2)).to_have_text("3 photos")
+    assert captioner.streamed[0].min_confidence == 0.1
+    assert not captioner.streamed[0].hedge
+    expect(cards.nth(0).locator(".doubt")).to_be_hidden()
+    expect(cards.nth(1).locator(".doubt")).to_have_text("Not sure")
+    expect(cards.nth(2).locator(".doubt")).to_have_text(
+        "Not sure of more; the whole caption was “a dog on the moon”"
+    )
+
+    page.get_by_label("Sort").select_option("least sure first")
+    assert cards.get_by_role("heading", level=3).all_inner_texts() == ["two.png", "one.png", "three.png"]
+    page.get_by_label("Sort").select_option("surest first")
+    assert cards.get_by_role("heading", level=3).all_inner_texts() == ["three.png", "one.png", "two.png"]
+    page.get_by_label("Sort").select_option("as added")
+    assert cards.get_by_role("heading", level=3).all_inner_texts() == list(sure)
+
+    page.get_by_text("Options").click()
+    page.get_by_label("When not sure").select_option("say only what is sure")
+    assert "say only what is sure" in page.locator(".changed").inner_text()
+    page.get_by_role("button", name="Caption again").click()
+    expect(page.get_by_role("heading", level=2)).to_have_text("3 photos")
+    assert captioner.streamed[-1].hedge
