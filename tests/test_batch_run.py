@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,28 @@ def test_a_copy_of_what_a_changed_photograph_was_gets_no_caption_of_what_it_is(l
     found |= {Path(r["file"]).name: r["caption"] for r in records(tmp_path / "o.jsonl") if "caption" in r}
     assert found["1.png"] == "a photo 99 wide and 50 high"
     assert found["00.png"] == found["99.png"] == "a photo 61 wide and 50 high"
+
+
+def test_a_copy_of_what_a_changed_member_of_a_shard_was(library: Path, tmp_path: Path):
+    def pack(*names: str) -> None:
+        with tarfile.open(tmp_path / "s.tar", "w") as shard:
+            for name in names:
+                shard.add(library / name, "member.png")
+
+    pack("a/1.png")
+    run(tmp_path / "s.tar", tmp_path / "o.jsonl", dedupe=True)
+    pack("a/4.png")
+    run(tmp_path / "s.tar", tmp_path / "o.jsonl", dedupe=True)
+    found = records(tmp_path / "o.jsonl")
+    assert [record["caption"] for record in found] == ["a photo 64 wide and 50 high"]
+    pack("b/5.png")
+    items = [*find_items([str(tmp_path / "s.tar")]), *find_items([str(library / "a" / "4.png")])]
+    with RecordLog(tmp_path / "o.jsonl") as log:
+        run_batch(items, engine(), log, dedupe=True)
+    assert [record["caption"] for record in records(tmp_path / "o.jsonl")] == [
+        "a photo 65 wide and 50 high",
+        "a photo 64 wide and 50 high",
+    ]
 
 
 ORIGIN = {"model": "fake", "weights": "1", "num_beams": 5}

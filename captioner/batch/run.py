@@ -123,7 +123,7 @@ class _Run:
                 yield item
             elif self._has_changed(item, entry):
                 self.counts.changed += 1
-                self.firsts.pop(self.log[item.key].get("sha256", ""), None)  # it is no longer what it was
+                self._forget(self.log[item.key])
                 self.log.outdate(item.key)
                 yield item
             elif (other := self._made_otherwise(entry)) and self.update:
@@ -137,6 +137,12 @@ class _Run:
     def _has_changed(self, item: Item, entry: Entry) -> bool:
         version = item.version()
         return entry.version is not None and version is not None and entry.version != version
+
+    def _forget(self, record: Record) -> None:
+        """Let no copy of what a photograph was wait for the record of what it is now."""
+        digest = record.get("sha256", "")
+        if self.firsts.get(digest) == record["file"]:
+            del self.firsts[digest]
 
     def _made_otherwise(self, entry: Entry) -> str:
         return what_changed(entry.origin, self.origin) if entry.origin and self.made_with else ""
