@@ -271,8 +271,8 @@ def test_a_second_run_says_what_it_leaves_alone_and_which_option_does_otherwise(
         "captioner: photographs captioned anew since their files had changed: 1",
         'captioner: captions left that were made otherwise (prompt "", now "see"): 3; '
         "--update makes them anew",
-        "captioner: sidecars not written: 1, since what is there has a text already, as for "
-        f"{library}/0.png; --existing overwrite or append writes them all the same",
+        f"captioner: sidecars not written: 1, as for {library}/0.png: 0.txt has a text already; "
+        "--existing overwrite or append writes them all the same",
         "captioner: not looked into: 1 × @eaDir; --all-files takes them too",
     ]
     found = json.loads(last)

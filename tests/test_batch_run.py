@@ -496,3 +496,6 @@ def test_captions_that_are_not_sure_get_no_sidecar(library: Path, tmp_path: Path
     with_sidecar = [Path(record["file"]).with_suffix(".txt").exists() for record in found]
     assert with_sidecar == ["uncertain" not in record for record in found]
     assert set(with_sidecar) == {True, False}
+    assert [record.get("sidecar", "written") for record in found] == [
+        "written" if written else "its caption is uncertain" for written in with_sidecar
+    ]

@@ -27,7 +27,7 @@ class Counts:
         other_origins: by what is different, the records that were left though made with something else.
         sidecars: how many sidecars this run wrote.
         sidecars_left: by reason, the sidecars that were left as they are.
-        left_examples: the first of each reason: the photograph.
+        left_examples: the first of each reason: the photograph, and what is in the way.
         left_out: by kind, the files and folders in which no photographs were looked for.
         stopped: whether it was told to stop before the end.
         clock: gives seconds.
@@ -74,4 +74,4 @@ class Counts:
     def note_left(self, file: str, left: Left) -> None:
         """Count a sidecar that was left as it is."""
         self.sidecars_left[left.reason] += 1
-        self.left_examples.setdefault(left.reason, file)
+        self.left_examples.setdefault(left.reason, f"{file}: {left}")

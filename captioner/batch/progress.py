@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from captioner.batch.counts import Counts
 from captioner.batch.items import Item
-from captioner.batch.sidecars import FOREIGN
+from captioner.batch.sidecars import FOREIGN, UNCERTAIN
 from captioner.commandline import complain
 from captioner.errors import CaptionerError
 
@@ -137,9 +137,9 @@ def _left_alone(counts: Counts) -> Iterator[str]:
     for change, count in counts.other_origins.most_common():
         yield f"captions left that were made otherwise ({change}): {count}; --update makes them anew"
     for reason, count in counts.sidecars_left.most_common():
-        advice = "" if reason == FOREIGN else "; --existing overwrite or append writes them all the same"
-        why = f"what is there {reason}, as for {counts.left_examples[reason]}"
-        yield f"sidecars not written: {count}, since {why}{advice}"
+        advice = "; --existing overwrite or append writes them all the same"
+        advice = "" if reason in (FOREIGN, UNCERTAIN) else advice
+        yield f"sidecars not written: {count}, as for {counts.left_examples[reason]}{advice}"
     if counts.left_out:
         kinds = ", ".join(f"{count} × {kind}" for kind, count in counts.left_out.most_common())
         yield f"not looked into: {kinds}; --all-files takes them too"

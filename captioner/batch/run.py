@@ -226,12 +226,7 @@ class _Run:
     def _write_sidecar(
         self, sidecars: Sidecars, item: Item, record: Record, *, previous: Record | None
     ) -> Record:
-        """What the record says of it: nothing if it is written, why it was left, or why it cannot be.
-
-        A caption that is not sure enough gets none.
-        """
-        if record.get("uncertain"):
-            return {}
+        """What the record says of it: nothing if it is written, why it was left, or why it cannot be."""
         try:
             left = sidecars.write(item.path, record, previous=previous)
         except OSError as error:

@@ -22,7 +22,7 @@ from captioner.batch.texts import append_line, is_blank, lines_of
 from captioner.batch.xmp import DEFAULT, describe, descriptions, parse
 from captioner.errors import DataError
 
-__all__ = ["CAPTION_FIELD", "FOREIGN", "Left", "SidecarKind", "SidecarNaming", "Sidecars"]
+__all__ = ["CAPTION_FIELD", "FOREIGN", "UNCERTAIN", "Left", "SidecarKind", "SidecarNaming", "Sidecars"]
 
 SidecarKind = Literal["txt", "caption", "xmp", "json"]
 SidecarNaming = Literal["stem", "full"]
@@ -37,7 +37,7 @@ class Left(NamedTuple):
     """Why a caption was not written beside its photograph.
 
     Attributes:
-        name: of the file that is in the way: a sidecar, or the photograph.
+        name: what is in the way: the name of a sidecar or of the photograph, or the caption itself.
         reason: a phrase about it.
     """
 
@@ -52,6 +52,7 @@ FOREIGN = "is another program's"
 HAS_TEXT = "has a text already"
 HAS_CAPTION = "has a caption already"
 HAS_DESCRIPTION = "has a description already"
+UNCERTAIN = "is uncertain"
 
 
 class Sidecars:
@@ -114,6 +115,8 @@ class Sidecars:
             OSError: it cannot be written.
             DataError: what is there is damaged or another program's, so that nothing can be added to it.
         """
+        if record.get("uncertain"):
+            return Left("its caption", UNCERTAIN)
         path, others = self._places(photo)
         if os.path.abspath(path) in self.ours:
             raise DataError(f"{path.name} would take the place of a file of this run: rename one of them")
