@@ -77,7 +77,10 @@ def _generation_parameters(
         float | None, _wording("Mark captions that are less likely to be right than this, from 0 to 1.")
     ] = None,
     hedge: Annotated[
-        bool | None, _wording("Shorten those captions to what is sure; by default at 0.5.", "--hedge")
+        bool | None,
+        _wording(
+            "Shorten those captions to what is sure; without --min-confidence, those below 0.5.", "--hedge"
+        ),
     ] = None,
 ) -> None:
     """The parameters that :func:`takes_generation_options` adds to a command's own."""

@@ -11,7 +11,7 @@ from captioner.calibration import Calibration
 from captioner.caption import Alternative, Caption, Word
 from captioner.content import content_words
 from captioner.hedge import Phrase, phrases, text_of
-from captioner.options import SearchOptions
+from captioner.options import SURE, SearchOptions
 from captioner.runners import PreparedImage, WrittenCaption
 from captioner.tokenizer import TokenSpan
 
@@ -51,7 +51,9 @@ def compose(
     )
     if not options.min_confidence or (best.confidence or 0.0) >= options.min_confidence:
         return caption
-    shorter = _shorter(rated, options.min_confidence) if options.hedge and not options.prompt else None
+    shorter = (
+        _shorter(rated, max(options.min_confidence, SURE)) if options.hedge and not options.prompt else None
+    )
     if shorter is None:
         return replace(caption, uncertain=True)
     source, phrase = shorter

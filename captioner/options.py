@@ -14,12 +14,12 @@ from typing import Any
 
 from captioner.errors import OptionsError
 
-__all__ = ["DEFAULT_LENGTH_PENALTY", "GenerationOptions", "SearchOptions"]
+__all__ = ["DEFAULT_LENGTH_PENALTY", "SURE", "GenerationOptions", "SearchOptions"]
 
 DEFAULT_LENGTH_PENALTY = 1.0
 MAX_TEXT = 4000
 SURE = 0.5
-"""The confidence that ``hedge`` asks for where ``min_confidence`` is not given."""
+"""The least confidence of what ``hedge`` says, and where it begins if ``min_confidence`` is not given."""
 
 _INTEGERS = {
     "num_beams": (1, 64),
@@ -111,8 +111,8 @@ class GenerationOptions:
         early_stopping: end a beam search once num_beams captions are finished, even if a beam that goes on
             could still do better.
         min_confidence: 0…1; a caption of less confidence is marked as uncertain.
-        hedge: shorten such a caption to a phrase that is sure, if it holds one; without min_confidence, to
-            one that is more likely right than not. One with a prompt stays whole.
+        hedge: shorten such a caption to a phrase of at least this confidence, and at least 0.5, if it holds
+            one. Without min_confidence, all captions below 0.5. A caption with a prompt stays whole.
 
     Raises:
         OptionsError: a value is out of range or contradicts another one that is given.

@@ -91,7 +91,9 @@ class CaptionOptions(_Strict):
     min_confidence: float | None = Field(
         None, ge=0, le=1, description="Mark captions that are less likely to be right than this as uncertain."
     )
-    hedge: bool | None = Field(None, description="Shorten those captions to what is sure; by default at 0.5.")
+    hedge: bool | None = Field(
+        None, description="Shorten those captions to what is sure; without min_confidence, those below 0.5."
+    )
 
     def to_options(self) -> GenerationOptions:
         """The library's options. Raises OptionsError if they contradict each other."""

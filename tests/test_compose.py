@@ -91,6 +91,19 @@ def test_hedging_keeps_what_is_sure():
     )
 
 
+def test_what_is_said_instead_is_more_likely_right_than_wrong():
+    """Also where only captions that are much less likely are to be shortened."""
+    half = replace(
+        written("a dog in the snow"),
+        signals=[
+            WordSignals(text=text, logprob=p, token_id=9)
+            for text, p in zip(("a", "dog", "in", "the", "snow"), (-1, -4.5, -1, -1, -6.5), strict=True)
+        ],
+    )  # a dog: 0.62, snow: 0.18, both: 0.11
+    assert composed(half, hedge=True, min_confidence=0.2).caption == "a dog"
+    assert composed(half, hedge=True, min_confidence=0.1).unhedged is None
+
+
 def test_a_sure_caption_stays_whole():
     caption = composed(written("a brick wall"), hedge=True)
     assert caption == composed(written("a brick wall"))
