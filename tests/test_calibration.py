@@ -184,6 +184,15 @@ def test_held_out_halves_judge_each_other():
         assert found.words.auroc > 0.6
 
 
+def test_photos_with_one_reference_are_not_judged_beside_others():
+    many, one = made_up(200), made_up(200, references=1)
+    judged, left = cross_validate([many, one])
+    assert judged.words is not None
+    assert left.to_dict() == dict.fromkeys(left.to_dict())
+    (alone,) = cross_validate([one])
+    assert alone.words is not None
+
+
 def test_a_word_is_right_if_a_reference_says_it():
     captioner = tiny_captioner()
     ((written, *_),) = captioner.write_prepared([captioner.prepare(draw_noise(50, 50, seed=1))])
@@ -212,7 +221,7 @@ def test_the_command_writes_into_a_directory(
     weights = (tiny / "model.safetensors").read_bytes()
     assert main([*command, "--model", str(tiny)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'captions.json'}, fitted to other photographs"
+    assert lines[0] == f"{tmp_path / 'captions.json'}: fitted to other photographs"
     assert lines[1].startswith("ECE of words\t0.")
     assert lines[-1] == f"written to\t{tiny}"
     assert (tiny / "model.safetensors").read_bytes() == weights

@@ -102,6 +102,9 @@ def _print(result: CalibrationResult, captions: list[Path], target: Path, *, as_
         print(json.dumps({"calibration": result.calibration.to_dict(), "held_out": held_out}))
         return
     for path, scores in zip(captions, result.held_out, strict=True):
-        print(f"{path}, fitted to other photographs")
+        judged = (
+            "fitted to other photographs" if scores.words else "one caption a photo is too few to judge by"
+        )
+        print(f"{path}: {judged}")
         print_figures(scores.to_dict())
     print("written to", target, sep="\t")
