@@ -29,8 +29,9 @@ from captioner.commandline import (
     takes_generation_options,
 )
 from captioner.errors import CaptionerError, ImageError, OptionsError, PartialError
+from captioner.evaluation.benchmark_command import benchmark
 from captioner.evaluation.calibrate_command import calibrate
-from captioner.evaluation.command import benchmark, evaluate
+from captioner.evaluation.command import evaluate
 from captioner.serve import serve
 from captioner.training.command import average, train
 

@@ -198,7 +198,7 @@ def test_the_command_draws_how_far_confidences_can_be_believed(
     assert main([*command, "--plot", str(tmp_path / "plot.pdf")]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == "captioner: a reliability diagram is a .png file: 'plot.pdf' is not\n"
+    assert output.err == "captioner: a diagram is a .png file: 'plot.pdf' is not\n"
 
 
 def test_the_command_plays_the_pointing_game(

@@ -1,9 +1,8 @@
-"""The commands ``captioner evaluate`` and ``captioner benchmark``: their options, and what they print."""
+"""The command ``captioner evaluate``: its options, and what it prints."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +15,9 @@ from captioner.errors import OptionsError
 from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from captioner.captioner import Captioner
-    from captioner.evaluation.benchmark import BenchmarkResult
     from captioner.evaluation.evaluate import EvaluationResult
 
-__all__ = ["Json", "benchmark", "evaluate", "print_figures", "progress_bar"]
+__all__ = ["Beams", "Json", "evaluate", "print_figures", "progress_bar"]
 
 Beams = Annotated[
     int | None, typer.Option("--beams", help="Beams of the search; default: the model's own setting.")
@@ -99,49 +96,6 @@ def evaluate(
     print_figures(result.to_dict())
 
 
-def benchmark(
-    ctx: typer.Context,
-    model: Model = "default",
-    random: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Use an untrained blip-base or vit-gpt2 of its real size instead."),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="transformers", help="Also run the same weights with that library.")
-    ] = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N,N…", help="Batch sizes to measure.")] = "1,8,32",
-    num_beams: Beams = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often each measurement is repeated.")] = 10,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Measure a model's speed and memory on generated photographs, in turns with what it is compared to."""
-    from captioner.evaluation.benchmark import benchmark as run
-
-    if against not in (None, "transformers"):
-        raise OptionsError(f"--against takes transformers, not {against!r}")
-    try:
-        sizes = [int(size) for size in batch_sizes.split(",")]
-    except ValueError:
-        raise OptionsError(f"--batch-sizes takes numbers such as 1,8,32, not {batch_sizes!r}") from None
-    captioner = (
-        ctx.obj(model, device=device, dtype=dtype) if random is None else _random(random, device, dtype)
-    )
-    result = run(
-        captioner,
-        options=GenerationOptions(num_beams=num_beams),
-        batch_sizes=sizes,
-        repeats=repeats,
-        against_transformers=against is not None,
-        progress=lambda step: print(f"captioner: {step}", file=sys.stderr),
-    )
-    if as_json:
-        print(json.dumps(result.to_dict()))
-    else:
-        _print_benchmark(result)
-
-
 _TITLES = {
     "bleu_1": ("BLEU-1", ".1f"),
     "bleu_2": ("BLEU-2", ".1f"),
@@ -178,17 +132,6 @@ def print_figures(figures: Mapping[str, float | None]) -> None:
             print(title, format(value, form), sep="\t")
 
 
-def _random(name: str, device: str, dtype: str) -> Captioner:
-    from captioner.captioner import Captioner
-    from captioner.evaluation.architectures import random_checkpoint
-    from captioner.load import resolve_device, resolve_dtype
-    from captioner.runners import CheckpointRunner
-
-    checkpoint, on = random_checkpoint(name), resolve_device(device)
-    checkpoint.model.to(on, resolve_dtype(dtype, on))
-    return Captioner(CheckpointRunner(checkpoint), name=checkpoint.description)
-
-
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, where that is a terminal."""
@@ -214,37 +157,3 @@ def _plot(path: Path, result: EvaluationResult) -> None:
 
     found = {"Words": result.confidence.words, "Captions": result.confidence.captions}
     plot_reliability(path, {title: curve for title, curve in found.items() if curve is not None})
-
-
-def _print_benchmark(result: BenchmarkResult) -> None:
-    stages = result.stages_ms
-    tokens = "" if result.tokens is None else f", {result.tokens:.1f} tokens a caption"
-    print("model", f"{result.model}, {result.num_beams} beams{tokens}", sep="\t")
-    print("device", f"{result.device}, {result.dtype}, {result.threads} threads", sep="\t")
-    print("processor", ", ".join((result.processor, *result.instruction_sets)), sep="\t")
-    print("one photo", f"{result.latency_p50_ms:.1f} ms, p95 {result.latency_p95_ms:.1f} ms", sep="\t")
-    if stages is not None:
-        print(
-            "its stages",
-            f"prepare {stages.prepare:.1f} ms, encode {stages.encode:.1f} ms, search {stages.search:.1f} ms",
-            sep="\t",
-        )
-    for size, speed in result.images_per_second.items():
-        print(f"batch of {size}", f"{speed:.1f} images/s", sep="\t")
-    if result.tokens_per_second is not None:
-        print("decode loop", f"{result.tokens_per_second:.0f} tokens/s", sep="\t")
-    print("peak memory", f"{result.peak_memory_mb:.0f} MB", sep="\t")
-    if result.comparisons:
-        print("against", f"transformers {result.transformers}, {result.scope}, the same weights", sep="\t")
-    for each in result.comparisons:
-        speeds = f"{each.images_per_second:.2f} and {each.transformers_images_per_second:.2f} images/s"
-        print(
-            f"batch of {each.batch_size}",
-            f"{each.ratio:.2f} times as fast: {speeds}, {each.same:.0%} of the captions the same",
-            sep="\t",
-        )
-        search = f"{each.search_ms:.1f} and {each.transformers_search_ms:.1f} ms"
-        parts = f"search {each.search_ratio:.2f} times as fast: {search}"
-        if each.transformers_encode_ms is not None:
-            parts += f"; encoder {each.encode_ms:.1f} and {each.transformers_encode_ms:.1f} ms"
-        print("apart", parts, sep="\t")

@@ -95,13 +95,13 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
 
 
 def check_plot_path(path: Path) -> None:
-    """Say before the work what :func:`plot_reliability` would say after it.
+    """Say before the work what drawing would say after it.
 
     Raises:
         OptionsError: not a .png file, no such folder, or matplotlib is not installed.
     """
     if path.suffix.lower() != ".png":
-        raise OptionsError(f"a reliability diagram is a .png file: {path.name!r} is not")
+        raise OptionsError(f"a diagram is a .png file: {path.name!r} is not")
     if not path.absolute().parent.is_dir():
         raise OptionsError(f"the diagram's folder does not exist; make it first: {path.parent}")
     try:
