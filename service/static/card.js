@@ -176,9 +176,9 @@ function instantiate(id) {
 }
 
 /** What there is to say of a caption that is not sure, or was not. @param {Caption} caption */
-export function doubt({ uncertain, unhedged }) {
+export function doubt({ confidence, uncertain, unhedged }) {
   if (unhedged) return `Not sure of more; the whole caption was “${unhedged.caption}”`;
-  return uncertain ? "Not sure" : "";
+  return uncertain && confidence !== null ? "Not sure" : ""; // of some models nothing is known
 }
 
 /** "is damaged" for "cat.jpg: is damaged", since the name stands above. @param {string} text @param {string} name */
