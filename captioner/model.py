@@ -7,7 +7,7 @@ differs. ``B`` images, ``R`` region tokens, ``C`` channels of the backbone, ``D`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -104,6 +104,11 @@ class EncodedImages:
     def grid_slice(self) -> slice:
         """Where the grid's tokens stand among the region tokens."""
         return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
+
+    def first(self, count: int) -> EncodedImages:
+        """The first images, in memory of their own."""
+        tags = None if self.tags is None else Tags(*(tensor[:count].clone() for tensor in self.tags))
+        return replace(self, region_tokens=self.region_tokens[:count].clone(), tags=tags)
 
 
 class RegionLayer(nn.Module):

@@ -14,7 +14,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -84,7 +83,7 @@ class _RecordedEncoder:
     def __call__(self, pixel_values: Tensor) -> EncodedImages:
         _fill(self.pixel_values, pixel_values)
         self.replay()
-        return replace(self.encoded, region_tokens=self.encoded.region_tokens[: len(pixel_values)].clone())
+        return self.encoded.first(len(pixel_values))
 
 
 class _RecordedSearch:

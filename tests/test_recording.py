@@ -122,9 +122,11 @@ def test_a_recorded_encoder_gives_what_the_encoder_gives():
         with torch.inference_mode():
             expected = model.encode(pixel_values)
         assert (found.grid, found.prefix) == (expected.grid, expected.prefix)
-        kept.append((found.region_tokens, expected.region_tokens))
-    for one, other in kept:  # a later batch leaves earlier results alone
-        torch.testing.assert_close(one, other)
+        assert found.tags is not None
+        kept.append((found, expected))
+    for found, expected in kept:  # a later batch leaves earlier results alone
+        torch.testing.assert_close(found.region_tokens, expected.region_tokens)
+        torch.testing.assert_close(found.tags, expected.tags)
     assert Tape.replays > before
 
 
