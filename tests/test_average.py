@@ -12,7 +12,8 @@ from images import draw_noise
 from test_training import OPTIONS, epochs, run
 from tiny import tiny_checkpoint, tiny_vit_checkpoint
 
-from captioner.checkpoint import load_checkpoint, save_checkpoint
+from captioner.calibration import FEATURES, Calibration
+from captioner.checkpoint import load_checkpoint, save_checkpoint, write_calibration
 from captioner.cli import main
 from captioner.errors import CheckpointError, OptionsError
 from captioner.load import load
@@ -43,6 +44,15 @@ def test_each_counts_as_much_as_it_is_said_to(tmp_path: Path):
     alone = average([(b, 0.5)])
     assert all(torch.equal(value, weights(b)[name]) for name, value in alone.model.state_dict().items())
     assert alone.tokenizer.is_same(tiny_checkpoint().tokenizer)
+
+
+def test_a_calibration_belongs_to_the_weights_that_it_was_fitted_to(tmp_path: Path):
+    flat = {"bias": 0.0, **dict.fromkeys(FEATURES, 0.0)}
+    calibration = Calibration(content_words=flat, function_words=flat, independence=1.0)
+    (folder,) = models(tmp_path, 1)
+    write_calibration(folder, calibration)
+    assert load_checkpoint(folder, device=CPU, dtype=torch.float32).calibration == calibration
+    assert average([(folder, 1.0)]).calibration is None
 
 
 def test_the_pointers_output_can_be_scaled(tmp_path: Path):

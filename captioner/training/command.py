@@ -147,7 +147,7 @@ def train(
         )
     else:
         whole = load_checkpoint(model_directory(start), device=torch.device("cpu"), dtype=torch.float32)
-        checkpoint = replace(whole, description=description)
+        checkpoint = replace(whole, description=description, calibration=None)  # of the weights before
     checkpoint.model.to(resolve_device(device))
     options = TrainingOptions(
         token_dropout=token_dropout,
