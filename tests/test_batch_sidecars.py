@@ -82,10 +82,11 @@ def test_the_short_name_beside_a_raw_file_is_the_raw_files(tmp_path: Path):
 
 
 def test_a_sidecar_in_another_case_is_the_same_one(tmp_path: Path):
-    for name in ("dog.jpg", "DOG.XMP", "cat.jpg", "Cat.JPG.Xmp", "a.jpg", "A.JPG", "A.JPG.xmp"):
+    for name in ("dog.jpg", "DOG.XMP", "cat.jpg", "Cat.JPG.Xmp", "a.jpg", "A.JPG", "A.JPG.XMP"):
         (tmp_path / name).touch()
-    names = [Sidecars("xmp").path(str(tmp_path / name)).name for name in ("dog.jpg", "cat.jpg", "a.jpg")]
-    assert names == ["DOG.XMP", "Cat.JPG.Xmp", "a.jpg.xmp"]
+    photos = ("dog.jpg", "cat.jpg", "a.jpg", "A.JPG")
+    names = [Sidecars("xmp").path(str(tmp_path / name)).name for name in photos]
+    assert names == ["DOG.XMP", "Cat.JPG.Xmp", "a.jpg.xmp", "A.JPG.XMP"]
 
 
 def test_a_name_that_is_as_long_as_a_name_can_be(tmp_path: Path):

@@ -229,21 +229,27 @@ class _Folder:
         self.path = path
         self.photos: Counter[str] = Counter()
         self.stems: Counter[str] = Counter()
-        self._sidecars: dict[str, str] = {}
+        self._sidecars: dict[str, list[str]] = {}
         for name in os.listdir(path or "."):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
                 self.photos[name.casefold()] += 1
                 self.stems[stem.casefold()] += 1
             elif suffix.lower() == f".{kind}":
-                self._sidecars[name.casefold()] = name
+                self._sidecars.setdefault(name.casefold(), []).append(name)
 
     def find(self, name: str, *, any_case: bool) -> Path:
-        """The path of a sidecar: of this name, or else of one that is there and differs in case alone."""
+        """The path of a sidecar: of this name, or else of one that is there and differs in case alone.
+
+        Args:
+            any_case: whether all of it may differ; else only the suffix.
+        """
         path = Path(self.path, name)
-        if any_case and not os.path.lexists(path):
-            path = path.with_name(self._sidecars.get(name.casefold(), name))
-        return path
+        if os.path.lexists(path):
+            return path
+        found = sorted(self._sidecars.get(name.casefold(), ()))
+        same = [other for other in found if os.path.splitext(other)[0] == path.stem]
+        return path.with_name(next(iter(same or (found if any_case else ())), name))
 
 
 def _our_records(data: bytes) -> list[Record]:
