@@ -66,8 +66,8 @@ def average(
     with torch.no_grad():
         output = first.model.decoder.blocks[-1].cross_attention.out.weight
         output[:, : pointer_channels(first.model)] *= pointer
-    mean = _seeing(first, image_size, mirror)
-    return replace(mean, description=description, calibration=None)  # which was fitted to other weights
+    averaged = _seeing(first, image_size, mirror)
+    return replace(averaged, description=description, calibration=None)  # which was fitted to other weights
 
 
 def _seeing(checkpoint: Checkpoint, image_size: int | None, mirror: bool | None) -> Checkpoint:
