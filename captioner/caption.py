@@ -85,6 +85,7 @@ class Caption:
         calibrated: whether confidences are probabilities that were fitted to what people say.
         uncertain: whether the confidence is below the least that was asked for.
         unhedged: the whole caption where ``caption`` is what is sure of it; else None.
+        warning: what is missing of the photo, such as ``"incomplete: …"``; None where nothing is.
     """
 
     file: str | None
@@ -99,9 +100,10 @@ class Caption:
     calibrated: bool = False
     uncertain: bool = False
     unhedged: Alternative | None = None
+    warning: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The caption as JSON-ready data; ``uncertain`` and ``unhedged`` only where they say something."""
+        """The caption as JSON-ready data; ``uncertain``, ``unhedged`` and ``warning`` only where they say something."""
         data: dict[str, Any] = {
             "file": self.file,
             "model": self.model,
@@ -118,6 +120,8 @@ class Caption:
             data["uncertain"] = True
         if self.unhedged is not None:
             data["unhedged"] = self.unhedged.to_dict()
+        if self.warning is not None:
+            data["warning"] = self.warning
         return data
 
     @classmethod
@@ -144,6 +148,7 @@ class Caption:
             calibrated=data.get("calibrated", False),
             uncertain=data.get("uncertain", False),
             unhedged=Alternative(**data["unhedged"]) if "unhedged" in data else None,
+            warning=data.get("warning"),
         )
 
 

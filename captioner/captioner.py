@@ -120,7 +120,8 @@ class Captioner:
         """
         limit = {} if max_pixels is None else {"max_pixels": max_pixels}
         photo = decode_image(image, name=name, min_side=self._runner.min_side, **limit)
-        return PreparedImage(self._runner.prepare(photo.pixels), photo.width, photo.height, photo.file)
+        content = self._runner.prepare(photo.pixels, photo.box)
+        return PreparedImage(content, photo.width, photo.height, photo.file, photo.warning)
 
     def caption(
         self,

@@ -223,6 +223,8 @@ def _print_result(
         data = result.to_dict()
         if shown:
             data["options"] = shown.to_dict()
+        if result.warning:
+            complain(f"{path}: {result.warning}")
     else:
         reason = result.reason if isinstance(result, ImageError) else str(result)
         complain(f"{path}: {reason}")

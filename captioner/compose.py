@@ -40,6 +40,7 @@ def compose(
     caption = Caption(
         file=image.file,
         model=model,
+        warning=image.warning,
         width=image.width,
         height=image.height,
         caption=best.written.text,

@@ -153,7 +153,9 @@ class CaptionsForm(CaptionOptions):
     """Photos as files of a form, and how to caption them."""
 
     image: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
-        min_length=1, max_length=MAX_IMAGES, description="JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC or AVIF."
+        min_length=1,
+        max_length=MAX_IMAGES,
+        description="JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC, AVIF; RAW and JPEG XL if installed.",
     )
 
 
@@ -213,6 +215,7 @@ class CaptionOut(BaseModel):
     unhedged: AlternativeOut | None = Field(
         None, description="The whole caption, where `hedge` shortened it to what is sure."
     )
+    warning: str | None = Field(None, description="What is missing of the photo: `incomplete: …`.")
 
 
 class TextOut(BaseModel):

@@ -26,7 +26,6 @@ ORDER = [
     "content",
     "calibration",
     "hedge",
-    "formats",
     "image",
     "tokenizer",
     "linear",

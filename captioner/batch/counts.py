@@ -22,7 +22,8 @@ class Counts:
         already: photographs whose record was there when it began, and stands.
         errors: by kind, the photographs whose record has an error, whichever run wrote it.
         failed: how many of those this run wrote.
-        examples: the first error of each kind: the file, and what is wrong.
+        warnings: by kind, the photographs that this run captioned from a part of them.
+        examples: the first error and warning of each kind: the file, and what is wrong.
         changed: photographs that this run did anew since their file had changed.
         other_origins: by what is different, the records that were left though made with something else.
         sidecars: how many sidecars this run wrote.
@@ -37,6 +38,7 @@ class Counts:
     already: int = 0
     failed: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[str, str]] = field(default_factory=dict)
     changed: int = 0
     other_origins: Counter[str] = field(default_factory=Counter)
@@ -70,6 +72,12 @@ class Counts:
         kind = record.get("error_kind", "unknown")
         self.errors[kind] += 1
         self.examples.setdefault(kind, (record["file"], record["error"]))
+
+    def note_warning(self, record: Record) -> None:
+        """Count a record's warning, ``kind: what is wrong``."""
+        kind = record["warning"].partition(":")[0]
+        self.warnings[kind] += 1
+        self.examples.setdefault(kind, (record["file"], record["warning"]))
 
     def note_left(self, file: str, left: Left) -> None:
         """Count a sidecar that was left as it is."""

@@ -20,7 +20,7 @@ __all__ = ["Format", "check_format", "write_table"]
 Format = Literal["jsonl", "csv", "parquet"]
 
 COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives"]
-COLUMNS += ["error", "error_kind", "sha256", "duplicate_of", "uncertain", "unhedged"]
+COLUMNS += ["error", "error_kind", "warning", "sha256", "duplicate_of", "uncertain", "unhedged"]
 ROW_GROUP = 1024
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -102,7 +102,7 @@ def _write_parquet(file: BinaryIO, records: Iterable[Record]) -> None:
             "height": pa.int32(),
             "words": pa.list_(pa.struct({"text": text, **scores, **maps})),
             "alternatives": pa.list_(pa.struct({"caption": text, **scores})),
-            **dict.fromkeys(("error", "error_kind", "sha256", "duplicate_of"), text),
+            **dict.fromkeys(("error", "error_kind", "warning", "sha256", "duplicate_of"), text),
             "calibrated": pa.bool_(),
             "uncertain": pa.bool_(),
             "unhedged": pa.struct({"caption": text, **scores}),

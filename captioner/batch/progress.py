@@ -104,6 +104,7 @@ class ProgressReport:
                         "failed": counts.failed,
                         "already": counts.already,
                         "errors": dict(counts.errors),
+                        "warnings": dict(counts.warnings),
                         "changed": counts.changed,
                         "made_otherwise": dict(counts.other_origins),
                         "sidecars": {"written": counts.sidecars, "left": dict(counts.sidecars_left)},
@@ -117,7 +118,7 @@ class ProgressReport:
             took = f"in {_clock(counts.seconds)}, {speed:.1f} images/s"
             before = f"; {counts.already} were done before" if counts.already else ""
             complain(f"{counts.captioned} captioned, {counts.failed} failed {took}{before}")
-        for kind, count in counts.errors.most_common():
+        for kind, count in (*counts.errors.most_common(), *counts.warnings.most_common()):
             file, problem = counts.examples[kind]
             complain(f"{count} × {kind}, such as {file}: {problem}")
 

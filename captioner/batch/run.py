@@ -217,6 +217,8 @@ class _Run:
             before = _without_sidecar(self.log[item.key]) if self.log.entry(item.key) else None
             record |= self._write_sidecar(self.sidecars, item, record, previous=before)
         self.log.append(record)
+        if "warning" in record:
+            self.counts.note_warning(record)
         if "error" in record:
             self.counts.failed += 1
             self.counts.note_error(record)

@@ -14,6 +14,7 @@ from captioner.calibration import WordSignals
 from captioner.checkpoint import Checkpoint
 from captioner.errors import RemoteError
 from captioner.generation import SearchOptions
+from captioner.image import PixelBox
 from captioner.tokenizer import TokenSpan
 
 __all__ = ["UNASKED", "Lacks", "NetworkRunner", "PreparedImage", "Progress", "Runner", "WrittenCaption"]
@@ -32,12 +33,14 @@ class PreparedImage:
         width: pixels of the upright original.
         height: likewise.
         file: its path or name, if it has one.
+        warning: what is missing of the photo; None where nothing is.
     """
 
     content: Any
     width: int
     height: int
     file: str | None
+    warning: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +141,11 @@ class Runner(Protocol):
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to a device and a number type; nothing may be using it."""
 
-    def prepare(self, pixels: Image) -> Any:
-        """An upright RGB photo as :attr:`PreparedImage.content`: work for any thread."""
+    def prepare(self, pixels: Image, box: PixelBox) -> Any:
+        """An upright RGB photo as :attr:`PreparedImage.content`: work for any thread.
+
+        ``box`` is the part of ``pixels`` to take, :attr:`captioner.image.Photo.box`.
+        """
 
     def check_options(self, options: SearchOptions) -> None:
         """Raise OptionsError where the options do not suit the model; ``lacks`` is not looked at here."""

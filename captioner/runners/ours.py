@@ -11,6 +11,7 @@ from torch import Tensor
 from captioner.attention import token_maps
 from captioner.checkpoint import Checkpoint
 from captioner.generation import Decided, DecodeRules, Hypothesis, SearchOptions, generate, stream
+from captioner.image import PixelBox
 from captioner.model import EncodedImages
 from captioner.recording import CudaGraphs, RecordedModel
 from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
@@ -50,9 +51,9 @@ class CheckpointRunner(NetworkRunner):
             self.checkpoint.model.backbone.to(memory_format=torch.channels_last)
             self._recorded = RecordedModel(self.checkpoint.model, lambda: CudaGraphs(device))
 
-    def prepare(self, pixels: Image) -> Tensor:
+    def prepare(self, pixels: Image, box: PixelBox) -> Tensor:
         """``(3, size, size)`` uint8."""
-        return self.checkpoint.processor(pixels)
+        return self.checkpoint.processor(pixels, box)
 
     def check_options(self, options: SearchOptions) -> None:
         """Raises OptionsError: see :meth:`rules`."""

@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 
 from captioner.errors import OptionsError, RemoteError, RemoteUnavailableError
+from captioner.image import PixelBox
 from captioner.options import SearchOptions
 from captioner.runners.address import Address, RemoteSettings
 from captioner.runners.base import Lacks, PreparedImage, Progress, WrittenCaption
@@ -70,7 +71,7 @@ class RemoteRunner:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing: the model is elsewhere."""
 
-    def prepare(self, pixels: Image) -> bytes:
+    def prepare(self, pixels: Image, box: PixelBox) -> bytes:
         """A JPEG whose longer side has ``max_side`` pixels at most."""
         small, buffer = pixels.copy(), io.BytesIO()
         small.thumbnail((self.settings.max_side, self.settings.max_side))

@@ -20,7 +20,7 @@ from torch import Tensor
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
 from captioner.errors import CheckpointError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
-from captioner.image import ImageProcessor
+from captioner.image import ImageProcessor, PixelBox
 from captioner.logits import LogitsRules
 from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.quiet import quiet_transformers
@@ -124,9 +124,9 @@ class SequenceRunner(NetworkRunner):
         # nothing is searched for that no option asked for
         network.generation_config = library.GenerationConfig()
 
-    def prepare(self, pixels: Image.Image) -> Tensor:
+    def prepare(self, pixels: Image.Image, box: PixelBox) -> Tensor:
         """``(3, H, W)`` uint8."""
-        return self._processor(pixels)
+        return self._processor(pixels, box)
 
     def check_options(self, options: SearchOptions) -> None:
         """Raises OptionsError: see :meth:`rules`."""
@@ -238,7 +238,10 @@ class _Processor(ImageProcessor):
 
     theirs: Any = None
 
-    def __call__(self, pixels: Image.Image) -> Tensor:
+    def __call__(self, pixels: Image.Image, box: PixelBox | None = None) -> Tensor:
+        if box is not None:
+            left, top, right, bottom = map(round, box)
+            pixels = pixels.crop((left, top, right, bottom))
         found = self.theirs(pixels, return_tensors="pt", do_rescale=False, do_normalize=False)
         values: Tensor = found["pixel_values"][0]
         return values

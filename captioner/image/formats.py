@@ -1,4 +1,4 @@
-"""The first bytes of a file -> the Pillow class that reads its format.
+"""The first bytes of a file -> what reads its format.
 
 Pillow's format classes are used directly rather than through ``Image.open``: a closed list of formats can be
 reached (a PostScript file never starts Ghostscript), nothing is registered globally, and our pixel limit
@@ -7,10 +7,8 @@ stands in place of the process-wide ``Image.MAX_IMAGE_PIXELS``.
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
+from io import BytesIO
 
-from PIL import _imaging
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -21,16 +19,22 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from captioner.errors import ImageTypeError
+from captioner.image.jpeg import JpegImage
+from captioner.image.jxl import JXL_MAGICS, open_jxl
+from captioner.image.opened import Opened, PillowImage
+from captioner.image.png import PngImage
+from captioner.image.raw import RAW_MAGICS, RawImage
+from captioner.image.tiff import TIFF_MAGICS, open_tiff
+from captioner.image.webp import open_webp
 
-__all__ = ["image_class"]
+__all__ = ["open_file"]
 
-_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF"
+_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC, AVIF, JPEG XL and cameras' RAW formats"
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _STRANGERS = {
     b"%PDF": "a PDF document",
     b"%!PS": "a PostScript file",
     b"\xc5\xd0\xd3\xc6": "an EPS file",
-    b"\x00\x00\x00\x0cJXL ": "a JPEG XL image",
     b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 image",
     b"<svg": "an SVG drawing",
     b"<?xml": "an SVG drawing or another XML file",
@@ -38,16 +42,35 @@ _STRANGERS = {
 }
 
 
-def image_class(head: bytes, label: str) -> type[ImageFile]:
-    """The Pillow class that reads a format.
+def open_file(data: bytes, label: str) -> Opened:
+    """Read the header of a file.
 
     Args:
-        head: the first 512 bytes of a file, or all where it is shorter.
+        data: the file's bytes.
         label: what to call the file in errors.
 
     Raises:
-        ImageTypeError: not an image, or of a format that is not read.
+        ImageTypeError: not an image, or of a format or a kind of pixels that is not read.
+        Exception: of any other kind, where the header is damaged.
     """
+    if data.startswith(RAW_MAGICS) or data[4:12] == b"ftypcrx ":
+        return RawImage(data, label)
+    if data.startswith(JXL_MAGICS):
+        return open_jxl(data, label)
+    pillow = _image_class(data[:512], label)
+    if pillow is JpegImageFile:
+        return JpegImage(data)
+    if pillow is PngImageFile:
+        return PngImage(data)
+    if pillow is WebPImageFile:
+        return open_webp(data)
+    if pillow is TiffImageFile:
+        return open_tiff(data, label)
+    return PillowImage(pillow(BytesIO(data)))
+
+
+def _image_class(head: bytes, label: str) -> type[ImageFile]:
+    """The Pillow class of the format that a file's first bytes, 512 or all, are of; else an ImageTypeError."""
     if head.startswith(b"\xff\xd8\xff"):
         return JpegImageFile  # MPO as well: its first frame is a plain JPEG
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -56,8 +79,7 @@ def image_class(head: bytes, label: str) -> type[ImageFile]:
         return WebPImageFile
     if head.startswith((b"GIF87a", b"GIF89a")):
         return GifImageFile
-    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        _silence_libtiff()
+    if head.startswith(TIFF_MAGICS):
         return TiffImageFile
     if head.startswith(b"BM"):
         return BmpImageFile
@@ -77,11 +99,3 @@ def image_class(head: bytes, label: str) -> type[ImageFile]:
         if head.startswith(magic) or text.startswith(magic):
             raise ImageTypeError(label, f"is {kind}; {_FORMATS} are read")
     raise ImageTypeError(label, f"is not an image of a format that is read: {_FORMATS}")
-
-
-@cache
-def _silence_libtiff() -> None:
-    """Keep libtiff from printing to stderr what is wrong with a file; Pillow raises it as well."""
-    set_handler = getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", None)
-    if set_handler is not None:  # where libtiff is linked in statically, its names may be out of reach
-        set_handler(None)
