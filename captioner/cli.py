@@ -12,12 +12,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, get_args
 
 import typer
 
 from captioner.batch.command import batch
+from captioner.batch.items import Dedupe
 from captioner.caption import Caption
 from captioner.commandline import (
     Device,
@@ -83,13 +85,22 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # of damaged files, which have a line of ours
     try:
-        app(args=argv, prog_name="captioner", obj=load or _load)
+        args = _with_dedupe_value(sys.argv[1:] if argv is None else argv)
+        app(args=args, prog_name="captioner", obj=load or _load)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (CaptionerError, OSError) as error:
         complain(error)
         return 2 if isinstance(error, OptionsError) else 1
     raise AssertionError("typer ends a command by SystemExit")
+
+
+def _with_dedupe_value(argv: Sequence[str]) -> list[str]:
+    """``--dedupe`` alone means ``--dedupe bytes``; Typer has no options whose value may be left out."""
+    words: list[str] = []
+    for word, following in zip_longest(argv, argv[1:]):
+        words += [word, "bytes"] if word == "--dedupe" and following not in get_args(Dedupe) else [word]
+    return words
 
 
 def _show_version(wanted: bool) -> None:

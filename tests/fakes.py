@@ -94,4 +94,4 @@ class FakeCaptioner:
             Alternative(caption=f"another {n}", confidence=0.4, logprob=-9.0)
             for n in range(options.alternatives)
         ]
-        return Caption(**{**vars(caption), "alternatives": tuple(others)})
+        return Caption(**{**vars(caption), "alternatives": tuple(others), "warning": photo.warning})

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import FakeCaptioner
 from full_disk import largest_file
-from images import draw_noise
+from images import draw_noise, encode
 from rich.console import Console
 from typer.main import get_command
 
 from captioner import GenerationOptions, OptionsError, SearchOptions
 from captioner.batch.counts import Counts
-from captioner.batch.items import Item
+from captioner.batch.items import NEEDED, Item
 from captioner.batch.progress import ProgressReport
 from captioner.cli import app, main
 from captioner.image import ImageSource, Photo
@@ -68,6 +68,7 @@ def test_a_library_into_json_lines(library: Path, tmp_path: Path, capsys: pytest
     assert said.pop("seconds") >= 0
     assert said.pop("images_per_second") > 0
     left_alone = {"changed": 0, "made_otherwise": {}, "sidecars": {"written": 0, "left": {}}, "left_out": {}}
+    left_alone["warnings"] = {}
     counts = {"finished": True, "captioned": 5, "failed": 1, "already": 0, "errors": {"type": 1}}
     assert said == counts | left_alone
 
@@ -230,6 +231,57 @@ def test_nothing_to_caption_is_an_error(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", "-o", tmp_path / "o.jsonl") == 1
     assert "no photographs in" in capsys.readouterr().err
+
+
+def test_photos_for_which_a_package_is_missing_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(NEEDED, "RAW", ("no_such_module", "captioner[raw]"))
+    photos, advice = tmp_path / "photos", "to caption them: pip install 'captioner[raw]'"
+    photos.mkdir()
+    for name in ("1.CR2", "2.nef", "3.dng"):
+        (photos / name).write_bytes(b"II*\0")
+    assert run(photos, "-o", tmp_path / "o.jsonl") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no photographs in {photos}; RAW files left out: 3; {advice}" in line
+    draw_noise(60, 50).save(photos / "1.jpg")
+    assert run(photos, "-o", tmp_path / "o.jsonl") == 0
+    said = capsys.readouterr().err
+    assert f"RAW files left out: 3; {advice}\n" in said
+    assert "--all-files" not in said
+    assert json.loads(said.splitlines()[-1])["left_out"] == {"RAW": 3}
+    assert [Path(record["file"]).name for record in records(tmp_path / "o.jsonl")] == ["1.jpg"]
+
+
+def test_raw_files_are_photographs_where_they_are_read(tmp_path: Path):
+    pytest.importorskip("rawpy")
+    (tmp_path / "1.CR2").write_bytes(b"no photograph")
+    assert run(tmp_path, "-o", tmp_path / "o.jsonl") == 1
+    assert records(tmp_path / "o.jsonl")[0]["error_kind"] == "type"
+
+
+def test_a_photo_whose_end_is_missing_has_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = encode(draw_noise(160, 160), "JPEG", quality=90)
+    (tmp_path / "1.jpg").write_bytes(data[: len(data) * 3 // 4])
+    output = tmp_path / "o.csv"
+    assert run(tmp_path / "1.jpg", "-o", output) == 0
+    assert summary(capsys)["warnings"] == {"incomplete": 1}
+    (row,) = csv.DictReader(io.StringIO(output.read_text(encoding="utf-8")))
+    assert row["warning"].startswith("incomplete: the last ")
+    assert row["caption"] == "a photo 160 wide and 160 high"
+
+
+@pytest.mark.parametrize("value", [[], ["bytes"]])
+def test_dedupe_alone_is_of_equal_bytes(tmp_path: Path, value: list[str]):
+    for name in ("1.png", "2.png", "1.bmp"):
+        draw_noise(60, 50).save(tmp_path / name)
+    fake = FakeCaptioner()
+    assert run("--dedupe", *value, tmp_path, "-o", tmp_path / "o.jsonl", fake=fake) == 0
+    assert sum(fake.batches) == 2
+    assert run(tmp_path, "-o", tmp_path / "p.jsonl", "--dedupe", *value) == 0
+    fake = FakeCaptioner()
+    assert run(tmp_path, "-o", tmp_path / "q.jsonl", "--dedupe", "stem", fake=fake) == 0
+    assert sum(fake.batches) == 2
 
 
 @pytest.mark.parametrize(

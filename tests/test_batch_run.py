@@ -23,7 +23,7 @@ from captioner import DataError, GenerationOptions
 from captioner.batch.counts import Counts
 from captioner.batch.engine import BatchCaptioner
 from captioner.batch.export import write_table
-from captioner.batch.items import Item, find_items
+from captioner.batch.items import Dedupe, Item, find_items
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
 from captioner.batch.records import Record
@@ -124,7 +124,7 @@ def test_an_error_that_is_retried_takes_the_place_of_the_old_one(library: Path, 
 @pytest.mark.parametrize("wrap", [lambda engine: engine, Backwards])
 def test_equal_bytes_are_captioned_once(library: Path, tmp_path: Path, wrap: Any):
     fake = FakeCaptioner()
-    counts = run(library, tmp_path / "o.jsonl", wrap(engine(fake)), dedupe=True)
+    counts = run(library, tmp_path / "o.jsonl", wrap(engine(fake)), dedupe="bytes")
     assert sum(fake.batches) == 5
     assert [counts.captioned, counts.failed] == [7, 3]
     found = {int(Path(record["file"]).stem): record for record in records(tmp_path / "o.jsonl")}
@@ -137,13 +137,32 @@ def test_equal_bytes_are_captioned_once(library: Path, tmp_path: Path, wrap: Any
     assert found[9]["sha256"] == found[2]["sha256"] == found[0]["sha256"] != found[1]["sha256"]
 
 
+@pytest.mark.parametrize("wrap", [lambda engine: engine, Backwards])
+def test_one_shot_in_several_files_is_captioned_once(tmp_path: Path, wrap: Any):
+    photos = tmp_path / "photos"
+    for name in ("1.cr2.png", "a/IMG_2.PNG", "a/img_2.webp", "a/3.png", "b/IMG_2.png", "b/4.gif"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_noise(70, 50).save(photos / name)
+    (photos / "a" / "3.DNG").write_bytes(b"II*\0 no photograph")
+    fake, output = FakeCaptioner(), tmp_path / "o.jsonl"
+    counts = run(photos, output, wrap(engine(fake)), dedupe="stem")
+    assert (counts.captioned, counts.failed, sum(fake.batches)) == (7, 0, 5)
+    names = {record["file"].removeprefix(f"{photos}/"): record for record in records(output)}
+    first = {name: record["duplicate_of"] for name, record in names.items() if "duplicate_of" in record}
+    assert first == {"a/3.DNG": f"{photos}/a/3.png", "a/img_2.webp": f"{photos}/a/IMG_2.PNG"}
+    assert not any("sha256" in record for record in names.values())
+    draw_noise(70, 50).save(photos / "b" / "4.png")
+    assert run(photos, output, dedupe="stem").captioned == 1
+    assert records(output)[-1]["duplicate_of"] == f"{photos}/b/4.gif"
+
+
 @pytest.mark.parametrize("cut", range(11))
 def test_duplicates_after_a_kill_are_those_of_one_undisturbed_run(library: Path, tmp_path: Path, cut: int):
-    run(library, tmp_path / "whole.jsonl", dedupe=True)
+    run(library, tmp_path / "whole.jsonl", dedupe="bytes")
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "o.jsonl").write_bytes(b"".join(lines[:cut]))
     fake = FakeCaptioner()
-    run(library, tmp_path / "o.jsonl", engine(fake), dedupe=True)
+    run(library, tmp_path / "o.jsonl", engine(fake), dedupe="bytes")
     assert (tmp_path / "o.jsonl").read_bytes() == b"".join(lines)
     assert sum(fake.batches) == sum(
         "caption" in r and "duplicate_of" not in r for r in map(json.loads, lines[cut:])
@@ -151,10 +170,10 @@ def test_duplicates_after_a_kill_are_those_of_one_undisturbed_run(library: Path,
 
 
 def test_duplicates_of_a_retried_error_get_its_caption(library: Path, tmp_path: Path):
-    run(library, tmp_path / "o.jsonl", dedupe=True)
+    run(library, tmp_path / "o.jsonl", dedupe="bytes")
     for name in ("a/3.png", "b/7.png"):
         draw_noise(63, 50).save(library / name)
-    run(library, tmp_path / "o.jsonl", dedupe=True, log={"retry_errors": True})
+    run(library, tmp_path / "o.jsonl", dedupe="bytes", log={"retry_errors": True})
     found = records(tmp_path / "o.jsonl")
     assert numbers(tmp_path / "o.jsonl") == list(range(10))
     assert [found[7]["caption"], found[7]["duplicate_of"]] == [found[3]["caption"], found[3]["file"]]
@@ -163,13 +182,13 @@ def test_duplicates_of_a_retried_error_get_its_caption(library: Path, tmp_path: 
 def test_a_missing_file_is_no_duplicate_of_another(tmp_path: Path):
     items = [Item(name, name) for name in ("/none/a.jpg", "/none/b.jpg", str(tmp_path))]
     with RecordLog(tmp_path / "o.jsonl") as log:
-        counts = run_batch(items, engine(), log, dedupe=True)
+        counts = run_batch(items, engine(), log, dedupe="bytes")
     assert counts.errors == {"unreadable": 3}
     assert not any("duplicate_of" in record for record in records(tmp_path / "o.jsonl"))
 
 
 def test_each_captioned_photograph_has_its_sidecar(library: Path, tmp_path: Path):
-    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe=True)
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe="bytes")
     texts = {int(path.stem): path.read_text() for path in library.rglob("*.txt")}
     captions = {
         number: record["caption"]
@@ -231,8 +250,10 @@ def test_a_photograph_has_one_record_however_it_is_spelled(
     assert records(tmp_path / "o.jsonl")[0]["file"] == "library/a/0.png"
 
 
-@pytest.mark.parametrize("dedupe", [False, True])
-def test_a_photograph_that_has_changed_is_captioned_anew(library: Path, tmp_path: Path, dedupe: bool):
+@pytest.mark.parametrize("dedupe", [None, "bytes"])
+def test_a_photograph_that_has_changed_is_captioned_anew(
+    library: Path, tmp_path: Path, dedupe: Dedupe | None
+):
     run(library, tmp_path / "o.jsonl", dedupe=dedupe)
     draw_noise(99, 50).save(library / "a" / "0.png")  # of which 2 and 9 are copies
     draw_noise(98, 50).save(library / "a" / "3.png")  # which was none, and neither is 7
@@ -247,11 +268,11 @@ def test_a_photograph_that_has_changed_is_captioned_anew(library: Path, tmp_path
 
 
 def test_a_copy_of_what_a_changed_photograph_was_gets_no_caption_of_what_it_is(library: Path, tmp_path: Path):
-    run(library, tmp_path / "o.jsonl", dedupe=True)
+    run(library, tmp_path / "o.jsonl", dedupe="bytes")
     for name in ("a/00.png", "b/99.png"):  # before and after it
         shutil.copy(library / "a" / "1.png", library / name)
     draw_noise(99, 50).save(library / "a" / "1.png")
-    run(library, tmp_path / "o.jsonl", dedupe=True)
+    run(library, tmp_path / "o.jsonl", dedupe="bytes")
     found = {Path(record["file"]).name: record["caption"] for record in records(tmp_path / "o.jsonl")[-3:]}
     found |= {Path(r["file"]).name: r["caption"] for r in records(tmp_path / "o.jsonl") if "caption" in r}
     assert found["1.png"] == "a photo 99 wide and 50 high"
@@ -304,7 +325,7 @@ def test_what_was_made_with_something_else_is_counted_or_made_anew(
     assert counts.other_origins == ({change: 7} if change else {})
     assert [counts.already, (tmp_path / "o.jsonl").read_bytes()] == [10, before]
     for left in (3, 10):  # what has an error was made with nothing
-        counts = run(library, tmp_path / "o.jsonl", origin=origin, update=True, dedupe=True)
+        counts = run(library, tmp_path / "o.jsonl", origin=origin, update=True, dedupe="bytes")
         assert [counts.already, counts.captioned] == ([left, 10 - left] if change else [10, 0])
     made = {name: value for name, value in origin.items() if name != "model"}
     found = [record["made_with"] for record in records(tmp_path / "o.jsonl") if "caption" in record]
@@ -318,8 +339,10 @@ def test_records_that_do_not_say_what_made_them_stand(library: Path, tmp_path: P
     assert [counts.already, counts.other_origins] == [10, {}]
 
 
-@pytest.mark.parametrize("dedupe", [False, True])
-def test_sidecars_are_written_from_the_records_of_an_earlier_run(library: Path, tmp_path: Path, dedupe: bool):
+@pytest.mark.parametrize("dedupe", [None, "bytes"])
+def test_sidecars_are_written_from_the_records_of_an_earlier_run(
+    library: Path, tmp_path: Path, dedupe: Dedupe | None
+):
     run(library, tmp_path / "o.jsonl", dedupe=dedupe)
     before, fake = (tmp_path / "o.jsonl").read_bytes(), FakeCaptioner()
     for written in (7, 0):
@@ -333,19 +356,19 @@ def test_sidecars_are_written_from_the_records_of_an_earlier_run(library: Path, 
 def test_a_record_says_why_its_sidecar_was_left(library: Path, tmp_path: Path):
     (library / "a" / "1.txt").write_text("mine")
     for _ in range(2):
-        counts = run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe=True)
+        counts = run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe="bytes")
         assert counts.sidecars_left == {"has a text already": 1}
         assert records(tmp_path / "o.jsonl")[1]["sidecar"] == "1.txt has a text already"
         assert (library / "a" / "1.txt").read_text() == "mine"
     (library / "a" / "1.txt").unlink()
-    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe=True)
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("txt"), dedupe="bytes")
     assert not any("sidecar" in record for record in records(tmp_path / "o.jsonl"))
     assert numbers(tmp_path / "o.jsonl") == list(range(10))
 
 
 def test_a_copys_sidecar_is_its_own_affair(library: Path, tmp_path: Path):
     (library / "a" / "0.xmp").write_bytes(b"<damaged")
-    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("xmp"), dedupe=True)
+    run(library, tmp_path / "o.jsonl", sidecars=Sidecars("xmp"), dedupe="bytes")
     found = records(tmp_path / "o.jsonl")
     assert [found[0]["error_kind"], found[2].get("error"), found[9].get("error")] == ["sidecar", None, None]
 
@@ -377,7 +400,7 @@ def test_a_line_of_a_list_that_is_no_photograph_of_ours(library: Path, tmp_path:
     listed = f"{library}/a/0.png\nhttps://example.org/b.jpg\n{library}/a/1.png\n".encode()
     with RecordLog(tmp_path / "o.jsonl") as log:
         counts = run_batch(
-            find_items(["-"], stdin=listed), engine(), log, sidecars=Sidecars("txt"), dedupe=True
+            find_items(["-"], stdin=listed), engine(), log, sidecars=Sidecars("txt"), dedupe="bytes"
         )
     assert [counts.captioned, counts.errors] == [2, {"unreadable": 1}]
     assert records(tmp_path / "o.jsonl")[1]["error"].startswith("https://example.org cannot be read: ")
@@ -391,7 +414,7 @@ def rich(tmp_path: Path, library: Path) -> Path:
     odd = os.fsdecode(b'\xff,"quoted"\n.png')
     draw_noise(70, 50).save(tmp_path / "odd.png")
     (tmp_path / "odd.png").rename(library / "a" / odd)
-    run(library, tmp_path / "o.jsonl", captions, dedupe=True)
+    run(library, tmp_path / "o.jsonl", captions, dedupe="bytes")
     return tmp_path / "o.jsonl"
 
 
@@ -478,7 +501,7 @@ def test_memory_stays_flat(tmp_path: Path):
 
     items = (Item(f"{number}.jpg", str(photo)) for number in range(2500))
     with RecordLog(tmp_path / "o.jsonl") as log:
-        run_batch(items, engine(batch_size=25), log, dedupe=False, progress=progress)
+        run_batch(items, engine(batch_size=25), log, dedupe=None, progress=progress)
     assert len(sizes) == 100
     assert max(sizes[30:]) - max(sizes[:30]) < 8_000_000  # 1,750 photographs of 180,000 bytes each
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from captioner.batch.export import Format
-from captioner.batch.items import Item, find_items
+from captioner.batch.items import NEEDED, Dedupe, Item, find_items, say_what_is_needed
 from captioner.batch.log import Existing
 from captioner.batch.origin import made_with
 from captioner.batch.outputs import Outputs
@@ -85,7 +85,14 @@ def batch(
     all_files: Annotated[
         bool, typer.Option("--all-files", help="Include hidden files, thumbnails and recycle bins.")
     ] = False,
-    dedupe: Annotated[bool, typer.Option("--dedupe", help="Caption identical files only once.")] = False,
+    dedupe: Annotated[
+        Dedupe | None,
+        typer.Option(
+            "--dedupe",
+            metavar="[bytes|stem]",
+            help="Caption identical files only once; with stem, files of one name (RAW and JPEG).",
+        ),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Run on this machine or on a Ray cluster.")
     ] = "local",
@@ -168,9 +175,10 @@ def _check_there_is_any(inputs: Sequence[str], find: Callable[..., Iterator[Item
     """Say that there is nothing to do before a model is loaded and a file is made."""
     left_out: Counter[str] = Counter()
     if next(find(left_out=left_out), None) is None:
-        others = "--all-files takes hidden files, thumbnails and bins; " if left_out else ""
-        advice = f"{others}--recursive looks into folders in folders"
-        raise DataError(f"no photographs in {' '.join(inputs)}; {advice}")
+        advice = list(say_what_is_needed(left_out))
+        advice += ["--all-files takes hidden files, thumbnails and bins"] if left_out.keys() - NEEDED else []
+        advice += ["--recursive looks into folders in folders"]
+        raise DataError(f"no photographs in {' '.join(inputs)}; {'; '.join(advice)}")
 
 
 def _make_engine(

@@ -7,20 +7,41 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch, fnmatchcase
 from functools import lru_cache
+from importlib.util import find_spec
+from typing import Literal, TypeAlias
 
 from captioner.batch.remote import exists, is_remote, list_files, match_files, open_file, read_file
 from captioner.errors import ImageError, OptionsError
 
-__all__ = ["IMAGE_SUFFIXES", "Item", "find_items", "identity", "read_list"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "NEEDED",
+    "PHOTO_SUFFIXES",
+    "RAW_SUFFIXES",
+    "Dedupe",
+    "Item",
+    "find_items",
+    "identity",
+    "read_list",
+    "say_what_is_needed",
+]
+
+Dedupe: TypeAlias = Literal["bytes", "stem"]
+"""What makes two photographs one."""
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"}
     | {".mpo", ".png", ".tif", ".tiff", ".webp"}
 )
+RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
+PHOTO_SUFFIXES = IMAGE_SUFFIXES | RAW_SUFFIXES | {".jxl"}
+NEEDED = {"RAW": ("rawpy", "captioner[raw]"), "JPEG XL": ("pillow_jxl", "pillow-jxl-plugin")}
+"""For photographs that are not read as things are: the module, and what to install for it."""
+
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".xmp"})
 LEFT_OUT = ("@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", ".thumbnails", ".Trash*")
@@ -114,12 +135,13 @@ def find_items(
 ) -> Iterator[Item]:
     """The photographs of all inputs: in the inputs' order, a folder's by name, each once.
 
-    An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken; a ``.tar`` shard,
-    likewise; a glob, where no file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line;
-    or a photograph, whatever its suffix. URIs name the same in object stores. A folder is entered once,
-    however many links lead to it, so no loop of links goes on for ever. Hidden files and folders are left out
-    unless they are named, and so are the folders of :data:`LEFT_OUT`. What cannot be read becomes an item
-    with a ``problem``; a file that is not there is found out when it is opened.
+    An input is a folder, whose files with a suffix of :data:`IMAGE_SUFFIXES` are taken, and RAW files and
+    JPEG XL where the packages of :data:`NEEDED` are installed; a ``.tar`` shard, likewise; a glob, where no
+    file has that name; a ``.txt``, ``.lst`` or ``.list`` file with a path a line; or a photograph, whatever
+    its suffix. URIs name the same in object stores. A folder is entered once, however many links lead to it,
+    so no loop of links goes on for ever. Hidden files and folders are left out unless they are named, and so
+    are the folders of :data:`LEFT_OUT`. What cannot be read becomes an item with a ``problem``; a file that
+    is not there is found out when it is opened.
 
     Args:
         inputs: paths and globs; ``-`` stands for a list that came on stdin.
@@ -131,6 +153,13 @@ def find_items(
         left_out: counts the files and folders that were left out, by their kind.
     """
     return _Finder(stdin, recursive, all_files, exclude, ignore, left_out).items(inputs)
+
+
+def say_what_is_needed(left_out: Mapping[str, int]) -> Iterator[str]:
+    """A sentence for each kind of photographs that were left out since a package is missing."""
+    for kind, (_, package) in NEEDED.items():
+        if left_out.get(kind):
+            yield f"{kind} files left out: {left_out[kind]}; to caption them: pip install '{package}'"
 
 
 def read_list(data: bytes) -> list[str]:
@@ -153,6 +182,7 @@ class _Finder:
         self.stdin, self.recursive, self.all_files = stdin, recursive, all_files
         self.exclude, self.ignore = exclude, ignore
         self.left_out = Counter() if left_out is None else left_out
+        self.not_read = {kind for kind, (module, _) in NEEDED.items() if find_spec(module) is None}
         self.folders: set[tuple[int, int]] = set()
 
     def items(self, inputs: Iterable[str]) -> Iterator[Item]:
@@ -217,7 +247,7 @@ class _Finder:
 
     def _path(self, path: str) -> Iterator[Item]:
         """What is named, whatever its suffix."""
-        is_file = _suffix(path) in IMAGE_SUFFIXES | {".tar"}  # or else the store would be asked about each
+        is_file = _suffix(path) in PHOTO_SUFFIXES | {".tar"}  # or else the store would be asked about each
         try:
             if is_remote(path) and not is_file and (files := self._remote_files(path)) is not None:
                 yield from files
@@ -239,7 +269,7 @@ class _Finder:
         if is_folder:
             if self.recursive and not self._is_left_out(name, is_folder=True):
                 yield from self._path(path)
-        elif _suffix(name) in IMAGE_SUFFIXES and not self._is_left_out(name):
+        elif self._is_photo(name) and not self._is_left_out(name):
             yield Item(path, path)
 
     def _folder(self, path: str) -> Iterator[Item]:
@@ -261,7 +291,7 @@ class _Finder:
         return [
             Item(file, file)
             for file in files
-            if _suffix(file) in IMAGE_SUFFIXES
+            if self._is_photo(file)
             and not any(self._is_excluded(file, name) for name in file[below:].split("/"))
             and not self._is_inside_left_out(file[below:])
         ]
@@ -271,12 +301,21 @@ class _Finder:
             with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
                 for member in shard:
                     name, key = os.path.basename(member.name), f"{path}!{member.name}"
-                    is_photo = member.isreg() and _suffix(name) in IMAGE_SUFFIXES
+                    is_photo = member.isreg() and self._is_photo(name)
                     if not is_photo or self._is_excluded(key, name) or self._is_inside_left_out(member.name):
                         continue
                     yield Item(key, path, member.offset_data, member.size, float(member.mtime))
         except tarfile.TarError as error:
             yield Item(path, path, problem=f"is a damaged tar shard, or none ({error})")
+
+    def _is_photo(self, name: str) -> bool:
+        """Whether a name is that of a photograph; one for which a package is missing is counted."""
+        suffix = _suffix(name)
+        kind = "RAW" if suffix in RAW_SUFFIXES else "JPEG XL" if suffix == ".jxl" else ""
+        if kind in self.not_read:
+            self.left_out[kind] += 1
+            return False
+        return suffix in PHOTO_SUFFIXES
 
     def _is_excluded(self, path: str, name: str) -> bool:
         return any(fnmatch(name, pattern) or fnmatch(path, pattern) for pattern in self.exclude)
@@ -317,5 +356,5 @@ def _is_sidecar(path: str) -> bool:
     stem, suffix = os.path.splitext(path)
     if suffix.lower() not in SIDECAR_SUFFIXES:
         return False
-    beside = [stem, *(stem + end for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper()))]
-    return any(_suffix(photo) in IMAGE_SUFFIXES and os.path.isfile(photo) for photo in beside)
+    beside = [stem, *(stem + end for suffix in PHOTO_SUFFIXES for end in (suffix, suffix.upper()))]
+    return any(_suffix(photo) in PHOTO_SUFFIXES and os.path.isfile(photo) for photo in beside)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from captioner.batch.counts import Counts
-from captioner.batch.items import Item
+from captioner.batch.items import NEEDED, Item, say_what_is_needed
 from captioner.batch.sidecars import FOREIGN, UNCERTAIN
 from captioner.commandline import complain
 from captioner.errors import CaptionerError
@@ -141,9 +141,10 @@ def _left_alone(counts: Counts) -> Iterator[str]:
         advice = "; --existing overwrite or append writes them all the same"
         advice = "" if reason in (FOREIGN, UNCERTAIN) else advice
         yield f"sidecars not written: {count}, as for {counts.left_examples[reason]}{advice}"
-    if counts.left_out:
-        kinds = ", ".join(f"{count} × {kind}" for kind, count in counts.left_out.most_common())
-        yield f"not looked into: {kinds}; --all-files takes them too"
+    yield from say_what_is_needed(counts.left_out)
+    others = [f"{count} × {kind}" for kind, count in counts.left_out.most_common() if kind not in NEEDED]
+    if others:
+        yield f"not looked into: {', '.join(others)}; --all-files takes them too"
 
 
 def _clock(seconds: float) -> str:

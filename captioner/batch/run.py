@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from captioner.batch.counts import Counts
 from captioner.batch.engine import Engine
-from captioner.batch.items import Item, identity
+from captioner.batch.items import RAW_SUFFIXES, Dedupe, Item, identity
 from captioner.batch.log import Entry, RecordLog
 from captioner.batch.origin import what_changed
 from captioner.batch.prefetch import prefetch
@@ -37,7 +38,7 @@ def run_batch(
     origin: Mapping[str, Any] | None = None,
     update: bool = False,
     sidecars: Sidecars | None = None,
-    dedupe: bool = False,
+    dedupe: Dedupe | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[Counts], None] = lambda _: None,
 ) -> Counts:
@@ -54,8 +55,9 @@ def run_batch(
         update: caption anew what was made with another model or other options; else it is counted.
         sidecars: what writes a file beside each photograph, before its record; those of earlier records are
             written as well. Members of shards and a store's files have none.
-        dedupe: give photographs of equal bytes one caption; the records of all but the first name it as
-            ``duplicate_of``, and each has its ``sha256``.
+        dedupe: give photographs of equal bytes one caption, and each record its ``sha256``; "stem": those of
+            a folder with equal names but for the suffix, RAW files last. All but the first have a record
+            that names it as ``duplicate_of``.
         stop: asked after each batch whether to stop.
         progress: told after each batch how far the run is.
 
@@ -63,7 +65,7 @@ def run_batch(
         CaptionerError: it cannot go on; what was done is written.
     """
     run = _Run(log, sidecars, stop, progress, dict(origin or {}), update)
-    todo = run.distinct(run.missing(items)) if dedupe else run.expect(run.missing(items))
+    todo = run.distinct(run.missing(items), dedupe) if dedupe else run.expect(run.missing(items))
     with closing(engine.run(todo)) as batches:
         for records in batches:
             for record in records:
@@ -167,11 +169,17 @@ class _Run:
             self.expected[item.key] = _Expected(item, item.version())
             yield item
 
-    def distinct(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Those whose bytes come for the first time; the others wait for the record of the first."""
-        self.firsts = {digest: key for digest, key in self.log.digests.items() if self._stands(key)}
-        for item, digest in prefetch(_digest, items, workers=os.cpu_count() or 1, ahead=DIGESTS_AHEAD):
-            first = self.firsts.setdefault(digest, item.key) if digest else item.key
+    def distinct(self, items: Iterable[Item], dedupe: Dedupe) -> Iterator[Item]:
+        """Those whose bytes or stem come for the first time; the others wait for the record of the first."""
+        marked: Iterable[tuple[Item, str]] = _shots(items)
+        known = ((_stem(record["file"]), record["file"]) for record in self.log if "caption" in record)
+        if dedupe == "bytes":
+            marked = prefetch(_digest, items, workers=os.cpu_count() or 1, ahead=DIGESTS_AHEAD)
+            known = ((digest, key) for digest, key in self.log.digests.items())
+        self.firsts = {mark: key for mark, key in known if self._stands(key)}
+        for item, mark in marked:
+            first = self.firsts.setdefault(mark, item.key) if mark else item.key
+            digest = mark if dedupe == "bytes" else ""
             if first == item.key:
                 self.expected[item.key] = _Expected(item, item.version(), digest)
                 yield item
@@ -251,6 +259,19 @@ class _Run:
 def _without_sidecar(record: Record) -> Record:
     """A record without what it says of its sidecar."""
     return {name: value for name, value in record.items() if name not in OF_THE_SIDECAR}
+
+
+def _shots(items: Iterable[Item]) -> Iterator[tuple[Item, str]]:
+    """Photographs with their stems; of one stem in a row, RAW files come last, as they take longest."""
+    for stem, shot in groupby(items, lambda item: _stem(item.key)):
+        last = tuple(RAW_SUFFIXES)
+        yield from ((item, stem) for item in sorted(shot, key=lambda item: item.key.lower().endswith(last)))
+
+
+def _stem(key: str) -> str:
+    """A photograph's name, however its path is spelled, without the suffix and in lower case."""
+    folder, name = os.path.split(identity(key))
+    return os.path.join(folder, os.path.splitext(name)[0].lower())
 
 
 def _digest(item: Item) -> str:

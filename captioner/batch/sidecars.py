@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from captioner.batch.items import IMAGE_SUFFIXES
+from captioner.batch.items import PHOTO_SUFFIXES, RAW_SUFFIXES
 from captioner.batch.log import Existing
 from captioner.batch.records import Record
 from captioner.batch.replacing import replacing
@@ -28,7 +28,6 @@ SidecarKind = Literal["txt", "caption", "xmp", "json"]
 SidecarNaming = Literal["stem", "full"]
 
 CAPTION_FIELD = "{caption}"
-RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
 OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
 """What every record with a caption has, and no other program's JSON."""
 
@@ -232,7 +231,7 @@ class _Folder:
         self._sidecars: dict[str, list[str]] = {}
         for name in os.listdir(path or "."):
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES | RAW_SUFFIXES:
+            if suffix.lower() in PHOTO_SUFFIXES:
                 self.photos[name.casefold()] += 1
                 self.stems[stem.casefold()] += 1
             elif suffix.lower() == f".{kind}":

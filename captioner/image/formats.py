@@ -70,7 +70,7 @@ def open_file(data: bytes, label: str) -> Opened:
 
 
 def _image_class(head: bytes, label: str) -> type[ImageFile]:
-    """The Pillow class of the format that a file's first bytes, 512 or all, are of; else an ImageTypeError."""
+    """The Pillow class of the format that the first 512 bytes tell; ImageTypeError for any other."""
     if head.startswith(b"\xff\xd8\xff"):
         return JpegImageFile  # MPO as well: its first frame is a plain JPEG
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
@@ -13,12 +12,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from captioner.errors import ImageTypeError
 from captioner.image.opened import Decoded, PillowImage
 
-__all__ = ["RAW_MAGICS", "RAW_SUFFIXES", "RawImage", "raw_is_read"]
+__all__ = ["RAW_MAGICS", "RawImage"]
 
 RAW_MAGICS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
 """Of RAF, ORF and RW2. CR2, NEF, ARW and DNG are TIFFs by their first bytes, CR3 is an ISO media file."""
-
-RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"})
 
 _ORIENTATIONS = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's flip -> EXIF's
 
@@ -31,10 +28,11 @@ class RawImage:
     """
 
     def __init__(self, data: bytes, label: str) -> None:
-        if not raw_is_read():
-            raise ImageTypeError(label, "is a camera's RAW file; to read it: pip install 'captioner[raw]'")
-        import rawpy
-
+        try:
+            import rawpy
+        except ImportError as error:
+            reason = "is a camera's RAW file; to read it: pip install 'captioner[raw]'"
+            raise ImageTypeError(label, reason) from error
         try:
             self.raw = rawpy.imread(BytesIO(data))
         except rawpy.LibRawFileUnsupportedError as error:
@@ -73,8 +71,3 @@ class RawImage:
         (width, height), (full_width, full_height) = preview.size, self.size
         is_sane = width * height <= 2 * full_width * full_height
         return preview if is_sane and min(width, height) >= least else None
-
-
-def raw_is_read() -> bool:
-    """Whether ``rawpy`` is installed."""
-    return find_spec("rawpy") is not None

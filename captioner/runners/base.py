@@ -141,7 +141,7 @@ class Runner(Protocol):
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to a device and a number type; nothing may be using it."""
 
-    def prepare(self, pixels: Image, box: PixelBox) -> Any:
+    def prepare(self, pixels: Image, box: PixelBox | None = None) -> Any:
         """An upright RGB photo as :attr:`PreparedImage.content`: work for any thread.
 
         ``box`` is the part of ``pixels`` to take, :attr:`captioner.image.Photo.box`.

@@ -51,7 +51,7 @@ class CheckpointRunner(NetworkRunner):
             self.checkpoint.model.backbone.to(memory_format=torch.channels_last)
             self._recorded = RecordedModel(self.checkpoint.model, lambda: CudaGraphs(device))
 
-    def prepare(self, pixels: Image, box: PixelBox) -> Tensor:
+    def prepare(self, pixels: Image, box: PixelBox | None = None) -> Tensor:
         """``(3, size, size)`` uint8."""
         return self.checkpoint.processor(pixels, box)
 

@@ -71,7 +71,7 @@ class RemoteRunner:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing: the model is elsewhere."""
 
-    def prepare(self, pixels: Image, box: PixelBox) -> bytes:
+    def prepare(self, pixels: Image, box: PixelBox | None = None) -> bytes:
         """A JPEG whose longer side has ``max_side`` pixels at most."""
         small, buffer = pixels.copy(), io.BytesIO()
         small.thumbnail((self.settings.max_side, self.settings.max_side))

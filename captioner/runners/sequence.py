@@ -124,7 +124,7 @@ class SequenceRunner(NetworkRunner):
         # nothing is searched for that no option asked for
         network.generation_config = library.GenerationConfig()
 
-    def prepare(self, pixels: Image.Image, box: PixelBox) -> Tensor:
+    def prepare(self, pixels: Image.Image, box: PixelBox | None = None) -> Tensor:
         """``(3, H, W)`` uint8."""
         return self._processor(pixels, box)
 
