@@ -103,7 +103,7 @@ class Caption:
     warning: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The caption as JSON-ready data; ``uncertain``, ``unhedged`` and ``warning`` only where they say something."""
+        """The caption as JSON-ready data; ``uncertain``, ``unhedged`` and ``warning`` only where set."""
         data: dict[str, Any] = {
             "file": self.file,
             "model": self.model,

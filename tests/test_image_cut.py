@@ -16,6 +16,8 @@ from PIL import Image, PngImagePlugin
 from captioner.errors import ImageDecodeError, ImageError
 from captioner.image import decode_image
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of damaged metadata
+
 SIDE = 240
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 90}),
