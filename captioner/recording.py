@@ -4,7 +4,7 @@ A photo's way through encoder and search is some thousand small kernels. To star
 than they run. Their shapes and their order depend on nothing but the batch size and the options, so each such
 case is recorded when it comes for the second time: the encoder as one graph, the search as one for every few
 steps, between which the host asks whether all captions are done. What is recorded is the very code that runs
-elsewhere, and where recording fails, that code runs.
+elsewhere. Where recording fails, or the first replay does not give what that code gives, that code runs.
 """
 
 from __future__ import annotations
@@ -143,9 +143,14 @@ class RecordedModel:
         if not self._lock.acquire(blocking=False):
             return self.model.encode(pixel_values)
         try:
-            found = self._find(
-                key, lambda: _RecordedEncoder(self.model, pixel_values, images, self._graphs())
-            )
+
+            def record() -> _RecordedEncoder:
+                recorded = _RecordedEncoder(self.model, pixel_values, images, self._graphs())
+                others = pixel_values.flip(-1)
+                _check_encoder(recorded(others), self.model.encode(others))
+                return recorded
+
+            found = self._find(key, record)
             assert not isinstance(found, _RecordedSearch)
             return self.model.encode(pixel_values) if found is None else found(pixel_values)
         finally:
@@ -165,7 +170,11 @@ class RecordedModel:
             def record() -> _RecordedSearch:
                 tokens = region_tokens.new_zeros(images, *region_tokens.shape[1:])
                 _fill(tokens, region_tokens)
-                return _RecordedSearch(start_search(decoder, tokens, options, rules), tokens, self._graphs())
+                search = start_search(decoder, tokens, options, rules)
+                recorded = _RecordedSearch(search, tokens, self._graphs())
+                others = region_tokens / 2
+                _check_search(recorded(others), generate(decoder, others, options, rules))
+                return recorded
 
             found = self._find(key, record)
             assert not isinstance(found, _RecordedEncoder)
@@ -207,6 +216,20 @@ class RecordedModel:
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def _check_encoder(replayed: EncodedImages, plain: EncodedImages) -> None:
+    """Raise RuntimeError where a replay gives other region tokens than the model, rounding aside."""
+    difference = (replayed.region_tokens - plain.region_tokens).float().norm()
+    if not difference <= 0.05 * plain.region_tokens.float().norm():  # NaN is not, either
+        raise RuntimeError("what was recorded gives other region tokens")
+
+
+def _check_search(replayed: list[list[Hypothesis]], plain: list[list[Hypothesis]]) -> None:
+    """Raise RuntimeError where a replay gives other captions than the search; rounding may change a few."""
+    same = sum(one[0].token_ids == other[0].token_ids for one, other in zip(replayed, plain, strict=True))
+    if same < 0.75 * len(plain):
+        raise RuntimeError(f"what was recorded gives {len(plain) - same} other captions of {len(plain)}")
 
 
 def _bucket(images: int) -> int:

@@ -73,6 +73,14 @@ class NoGraphs:
         raise RuntimeError("no graphs here")
 
 
+class WrongGraphs:
+    """A device whose recordings do nothing at all."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return lambda: None
+
+
 def model_with_random_decoder() -> CaptionModel:
     model = tiny_checkpoint().model.eval().requires_grad_(False)
     model.decoder = random_decoder(end=1.5)
@@ -151,6 +159,20 @@ def test_where_nothing_can_be_recorded_the_model_runs_and_the_log_says_so_once(
             found = recorded.generate(regions(images, 0), options, RULES)
             assert_all_alike(found, generate(model.decoder, regions(images, 0), options, RULES))
     assert len(caplog.records) == 1
+
+
+def test_a_recording_that_gives_something_else_is_not_used(caplog: pytest.LogCaptureFixture):
+    model, options = model_with_random_decoder(), SEARCHES["beams"]
+    recorded = RecordedModel(model, WrongGraphs)
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        for seed in range(4):
+            region_tokens = regions(3, seed)
+            found = recorded.generate(region_tokens, options, RULES)
+            assert_all_alike(found, generate(model.decoder, region_tokens, options, RULES))
+            pixel_values = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+            tokens = recorded.encode(pixel_values).region_tokens
+            torch.testing.assert_close(tokens, model.encode(pixel_values).region_tokens)
+    assert "what was recorded gives" in caplog.text
 
 
 def test_who_comes_while_a_recording_is_replayed_gets_the_model_itself():
