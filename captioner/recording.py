@@ -172,7 +172,7 @@ class RecordedModel:
                 _fill(tokens, region_tokens)
                 search = start_search(decoder, tokens, options, rules)
                 recorded = _RecordedSearch(search, tokens, self._graphs())
-                others = region_tokens / 2
+                others = -region_tokens  # whose captions are other ones
                 _check_search(recorded(others), generate(decoder, others, options, rules))
                 return recorded
 
