@@ -181,6 +181,7 @@ def _check_fit(
         )
     special = tokenizer.config
     ids = {*special.start_ids, special.eos_id, special.pad_id, *special.never_ids, *special.never_last_ids}
+    ids = ids.union(*vars(special.classes).values()) if special.classes else ids
     if not special.start_ids or not ids <= set(range(words)):
         raise CheckpointError(f"{directory / 'config.json'} has token ids that the model lacks: {special}.")
     if processor.size != config.backbone.image_size:

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from captioner.options import SearchOptions
+from captioner.tokenizer import WordClasses
 
 __all__ = [
     "DecodeRules",
+    "Grammar",
     "LogitsRules",
     "bad_word_table",
-    "forbid_bad_words",
-    "forbid_repeated_ngrams",
+    "bad_words",
+    "forbid",
     "keep_likely",
     "penalise_repetition",
+    "repeated_ngrams",
 ]
+
+Ban: TypeAlias = tuple[Tensor, Tensor]
+"""Token ids ``(B, N, m)``, and whether each is forbidden now."""
 
 ANY, NONE = -1, -2  # in place of a token: whatever stands there; nothing stands there yet
 
@@ -37,12 +44,14 @@ class DecodeRules:
         eos_id: ends a caption.
         pad_id: fills up captions of different lengths; may equal eos_id.
         bad_words_ids: each a token or a sequence of tokens that no caption contains.
+        classes: parts of speech; None leaves their rules out.
     """
 
     prompt_ids: tuple[int, ...]
     eos_id: int
     pad_id: int
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    classes: WordClasses | None = None
 
 
 class LogitsRules:
@@ -53,6 +62,7 @@ class LogitsRules:
         self.options, self.eos_id = options, rules.eos_id
         self.prompt = torch.tensor(rules.prompt_ids[1:], dtype=torch.int64, device=device)
         self.bad_words = bad_word_table(rules.bad_words_ids, device) if rules.bad_words_ids else None
+        self.grammar = Grammar(rules.classes, rules.eos_id, device) if rules.classes else None
 
     def __call__(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
         """Scores ``(B, N, V)`` from the model's log-probs after the generated ``tokens (B, N, t)``."""
@@ -61,10 +71,15 @@ class LogitsRules:
         if options.repetition_penalty != 1:
             scores = penalise_repetition(scores, history, options.repetition_penalty)
         penalised = scores
+        bans = []
         if options.no_repeat_ngram_size:
-            scores = forbid_repeated_ngrams(scores, history, options.no_repeat_ngram_size)
+            bans.append(repeated_ngrams(history, options.no_repeat_ngram_size))
         if self.bad_words is not None:
-            scores = forbid_bad_words(scores, history, self.bad_words)
+            bans.append(bad_words(history, self.bad_words))
+        if self.grammar is not None:
+            bans.append(self.grammar(history))
+        if bans:
+            scores = forbid(scores, *(torch.cat(part, dim=-1) for part in zip(*bans, strict=True)))
         if tokens.shape[-1] + 1 < options.min_length:
             scores = scores.clone()
             scores[..., self.eos_id].fill_(-torch.inf)
@@ -87,13 +102,13 @@ def penalise_repetition(scores: Tensor, history: Tensor, penalty: float) -> Tens
     return scores.scatter(-1, history, scores.gather(-1, history) * penalty)
 
 
-def forbid_repeated_ngrams(scores: Tensor, history: Tensor, size: int) -> Tensor:
-    """Forbid tokens that would complete an n-gram of ``size`` which the text already has."""
+def repeated_ngrams(history: Tensor, size: int) -> Ban:
+    """Tokens that would complete an n-gram of ``size`` which the text already has."""
     if history.shape[-1] < size:
-        return scores
+        return history[..., :0], history[..., :0].bool()
     ngrams = history.unfold(-1, size, 1)  # (B, N, T-size+1, size)
     current = history[..., None, history.shape[-1] - size + 1 :]
-    return _forbid(scores, ngrams[..., -1], (ngrams[..., :-1] == current).all(-1))
+    return ngrams[..., -1], (ngrams[..., :-1] == current).all(-1)
 
 
 def bad_word_table(words: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -102,14 +117,43 @@ def bad_word_table(words: Sequence[Sequence[int]], device: torch.device) -> Tens
     return torch.tensor([[ANY] * (longest - len(word)) + list(word) for word in words], device=device)
 
 
-def forbid_bad_words(scores: Tensor, history: Tensor, table: Tensor) -> Tensor:
-    """Forbid the last token of each bad word whose other tokens the text ends with."""
+def bad_words(history: Tensor, table: Tensor) -> Ban:
+    """The last token of each bad word whose other tokens the text ends with."""
     start, last = table[:, :-1], table[:, -1]
     nothing = history.new_full((*history.shape[:-1], start.shape[1]), NONE)
     text = torch.cat([nothing, history], dim=-1)
     current = text[..., None, history.shape[-1] :]  # (B, N, 1, M-1)
     matches = ((start == current) | (start == ANY)).all(-1)  # (B, N, W)
-    return _forbid(scores, last.expand_as(matches), matches)
+    return last.expand_as(matches), matches
+
+
+class Grammar:
+    """Keeps captions from saying a content word twice and from leaving a noun phrase without its noun.
+
+    After "a red" and "a red and white" there comes neither "is" nor the end, as in "parked in front of a
+    parked" or "the lit up at night". The phrase is looked for in the last four tokens.
+    """
+
+    def __init__(self, classes: WordClasses, eos_id: int, device: torch.device) -> None:
+        names = ("determiners", "modifiers", "conjunctions", "repeatable")
+        size = 2 + max(max(getattr(classes, name), default=0) for name in names)
+        parts = torch.zeros(len(names), size, dtype=torch.bool, device=device)  # what is beyond is no part
+        for row, name in zip(parts, names, strict=True):
+            row[list(getattr(classes, name))] = True
+        self.parts = parts
+        self.closing = torch.tensor([*classes.closing, eos_id], dtype=torch.int64, device=device)
+
+    def __call__(self, history: Tensor) -> Ban:
+        """What cannot follow."""
+        nothing = self.parts.shape[1] - 1
+        places = torch.nn.functional.pad(history, (4, 0), value=nothing).clamp(max=nothing)
+        determiner, modifier, conjunction, repeatable = self.parts[:, places]
+        begun = determiner | modifier
+        joined = conjunction[..., -2] & modifier[..., -3] & begun[..., -4]
+        lacks_noun = modifier[..., -1] & (begun[..., -2] | joined)
+        closing = self.closing.expand(*history.shape[:-1], -1)
+        where = torch.cat([~repeatable[..., 4:], lacks_noun[..., None].expand_as(closing)], dim=-1)
+        return torch.cat([history, closing], dim=-1), where
 
 
 def keep_likely(scores: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -126,7 +170,7 @@ def keep_likely(scores: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor
     return scores.masked_fill(scores < worst, -torch.inf)
 
 
-def _forbid(scores: Tensor, ids: Tensor, where: Tensor) -> Tensor:
+def forbid(scores: Tensor, ids: Tensor, where: Tensor) -> Tensor:
     """-inf at ``ids (B, N, m)`` where ``where`` holds; the other ids go to a column that is cut off."""
     vocab = scores.shape[-1]
     banned = torch.zeros(*scores.shape[:-1], vocab + 1, dtype=torch.bool, device=scores.device)

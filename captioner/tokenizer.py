@@ -31,6 +31,25 @@ DANGLING = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class WordClasses:
+    """Token ids by the part they play in a sentence, for a vocabulary of whole words.
+
+    Attributes:
+        determiners: begin a noun phrase: "a", "the".
+        modifiers: stand before the noun of such a phrase and are never its noun: "red", "parked".
+        conjunctions: join two modifiers: "and".
+        closing: cannot follow before the noun has come: "is", "in", "up".
+        repeatable: may be said twice in a caption: all but content words.
+    """
+
+    determiners: tuple[int, ...]
+    modifiers: tuple[int, ...]
+    conjunctions: tuple[int, ...]
+    closing: tuple[int, ...]
+    repeatable: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """The ids with a meaning of their own.
 
@@ -41,6 +60,7 @@ class TokenizerConfig:
         unk_id: stands for a word outside the vocabulary; -1 where every text has tokens.
         never_ids: tokens that no caption may contain.
         never_last_ids: tokens that no caption may end with.
+        classes: parts of speech, by which captions keep some rules of grammar; None where they are not known.
     """
 
     start_ids: tuple[int, ...] = (BOS,)
@@ -49,6 +69,7 @@ class TokenizerConfig:
     unk_id: int = UNK
     never_ids: tuple[int, ...] = (PAD, BOS, UNK)
     never_last_ids: tuple[int, ...] = ()
+    classes: WordClasses | None = None
 
     @property
     def bad_words_ids(self) -> tuple[tuple[int, ...], ...]:
@@ -65,10 +86,12 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenizerConfig:
         """The inverse of :meth:`to_dict`."""
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
-        return cls(**values)
+        classes = data.get("classes")
+        return cls(**{**_tuples(data), "classes": WordClasses(**_tuples(classes)) if classes else None})
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 @dataclass(frozen=True)
@@ -91,6 +114,10 @@ class CaptionTokenizer:
     def from_file(cls, path: Path, config: TokenizerConfig) -> CaptionTokenizer:
         """Read a ``tokenizer.json``. Raises Exception, as the tokenizers library does, if it is damaged."""
         return cls(Tokenizer.from_file(str(path)), config)
+
+    def with_config(self, config: TokenizerConfig) -> CaptionTokenizer:
+        """The same tokens with other meanings."""
+        return CaptionTokenizer(self._tokenizer, config)
 
     def save(self, path: Path) -> None:
         """Write it in the format of ``tokenizer.json``."""

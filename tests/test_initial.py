@@ -48,7 +48,7 @@ def test_an_untrained_decoder_says_what_tags_say():
     tags = Tags(torch.arange(10)[:, None].expand(10, 8), torch.full((10, 8), 0.5))  # a photo of each class
 
     def chance_of_the_tags_word() -> float:
-        tokens = model.regions(torch.randn(10, 24, 2, 2), model.decoder.word_embedding, tags)
+        tokens = model.regions(torch.randn(10, 24, 2, 2), model.decoder.word_embedding, tags=tags)
         hidden, _ = model.decoder(torch.ones(10, 1, 1, dtype=torch.int64), model.decoder.cross_cache(tokens))
         return float(model.decoder.logits(hidden)[:, 0, 0, words].softmax(-1).diagonal().mean())
 

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from captioner.logits import (
     DecodeRules,
+    Grammar,
     LogitsRules,
     bad_word_table,
-    forbid_bad_words,
-    forbid_repeated_ngrams,
+    bad_words,
+    forbid,
     keep_likely,
     penalise_repetition,
+    repeated_ngrams,
 )
 from captioner.options import SearchOptions
+from captioner.tokenizer import WordClasses
 
 IMAGES, ROWS, VOCAB = 3, 4, 7
 CPU = torch.device("cpu")
@@ -58,7 +61,7 @@ def test_repetition_penalty(length: int, penalty: float):
 def test_no_ngram_twice(size: int, length: int):
     torch.manual_seed(length)
     scores, history = random_scores(), random_history(length)
-    found = forbid_repeated_ngrams(scores, history, size)
+    found = forbid(scores, *repeated_ngrams(history, size))
     kept = found > -torch.inf
     torch.testing.assert_close(found[kept], scores[kept])
     for text, tokens in zip(rows(history), allowed(found), strict=True):
@@ -73,7 +76,7 @@ def test_bad_words_of_any_number_of_tokens(length: int):
     words = ((3,), (1, 2), (2, 2), (4, 5, 6), (0, 1, 2, 3))
     scores, history = random_scores(), random_history(length)
     history[0, 0, max(0, length - 2) :] = torch.tensor([4, 5])[: min(2, length)]
-    found = forbid_bad_words(scores, history, bad_word_table(words, CPU))
+    found = forbid(scores, *bad_words(history, bad_word_table(words, CPU)))
     for text, tokens in zip(rows(history), allowed(found), strict=True):
         completed = {
             word[-1]
@@ -99,6 +102,56 @@ def test_top_k_and_top_p(top_k: int, top_p: float):
                 needed.add(i)
             so_far += row[i] / total
         assert tokens == needed
+
+
+CLASSES = WordClasses(
+    determiners=(3,), modifiers=(4, 5), conjunctions=(6,), closing=(7,), repeatable=(0, 1, 2, 3, 6, 7)
+)
+WORDS = 12  # those from 8 on are nouns and verbs
+THE, RED, OLD, AND, IN, DOG, END = 3, 4, 5, 6, 7, 8, 2
+
+
+def lacks_its_noun(text: list[int]) -> bool:
+    """Whether a text ends in an article and modifiers, up to two of which "and" joins; a plain reading."""
+    if not text or text[-1] not in CLASSES.modifiers:
+        return False
+    before = text[:-1]
+    if before[-1:] == [AND] and before[-2:-1] and before[-2] in CLASSES.modifiers:
+        before = before[:-2]
+    return bool(before) and before[-1] in (THE, *CLASSES.modifiers)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 5, 9])
+def test_grammar(length: int):
+    torch.manual_seed(length)
+    likely = torch.tensor([THE, RED, OLD, AND, IN, DOG, 9, 11])
+    history = likely[torch.randint(0, len(likely), (50, 4, length))]
+    scores = torch.randn(50, 4, WORDS).log_softmax(-1)
+    found = forbid(scores, *Grammar(CLASSES, END, CPU)(history))
+    kept = found > -torch.inf
+    torch.testing.assert_close(found[kept], scores[kept])
+    for text, tokens in zip(rows(history), allowed(found), strict=True):
+        said = {token for token in text if token not in CLASSES.repeatable}
+        closed = {IN, END} if lacks_its_noun(text) else set()
+        assert tokens == set(range(WORDS)) - said - closed
+
+
+@pytest.mark.parametrize(
+    ("text", "next_tokens"),
+    [
+        ([THE, RED], {OLD, AND, DOG}),
+        ([THE, RED, AND, OLD], {AND, DOG}),
+        ([THE, RED, OLD], {AND, DOG}),
+        ([THE, RED, DOG], {OLD, AND, IN, END}),
+        ([IN, RED, AND, OLD], {AND, IN, DOG, END}),
+        ([THE, DOG, RED], {OLD, AND, IN, END}),
+    ],
+)
+def test_grammar_by_example(text: list[int], next_tokens: set[int]):
+    ids = DecodeRules(prompt_ids=(1,), eos_id=END, pad_id=0, classes=CLASSES)
+    scores = torch.zeros(1, 1, WORDS)
+    (found,) = allowed(LogitsRules(SearchOptions(), ids, CPU)(scores, torch.tensor([[text]])))
+    assert found & {OLD, AND, IN, DOG, END} - {RED} == next_tokens
 
 
 def rules(prompt_ids: tuple[int, ...] = (1,), bad_words: Any = (), **options: Any) -> LogitsRules:

@@ -52,3 +52,6 @@ def test_words_that_end_no_caption_are_in_its_configuration() -> None:
     config = json.loads((WEIGHTS / "config.json").read_text())["tokenizer"]
     vocabulary = json.loads((WEIGHTS / "tokenizer.json").read_text())["model"]["vocab"]
     assert set(config["never_last_ids"]) == {vocabulary[word] for word in DANGLING if word in vocabulary}
+    modifiers = config["classes"]["modifiers"]
+    assert {vocabulary[word] for word in ("red", "young", "large", "parked", "lit")} <= set(modifiers)
+    assert {vocabulary[word] for word in ("dog", "man", "street", "cat")}.isdisjoint(modifiers)

@@ -207,7 +207,7 @@ class Measurements:
             runs: list[Callable[[], Any]] = [
                 lambda: parts.encode(batch),
                 lambda: twin.encode(pixel_values) if twin.has_encoder else None,
-                lambda: _search(parts, encoded, self.options),
+                lambda: _search(parts, encoded, self.options, grammar=False),  # of which theirs knows nothing
                 lambda: twin.search(theirs, self.options),
             ]
             ours, others = (runs[-2](), runs[-1]())
@@ -232,9 +232,12 @@ class Measurements:
         )
 
 
-def _search(parts: CheckpointRunner, region_tokens: torch.Tensor, options: SearchOptions) -> list[list[int]]:
+def _search(
+    parts: CheckpointRunner, region_tokens: torch.Tensor, options: SearchOptions, *, grammar: bool = True
+) -> list[list[int]]:
     """The token ids of the best captions."""
-    found = parts.search(region_tokens, options, parts.rules(options))
+    rules = parts.rules(options)
+    found = parts.search(region_tokens, options, rules if grammar else replace(rules, classes=None))
     return [list(hypotheses[0].token_ids) for hypotheses in found]
 
 

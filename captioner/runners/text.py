@@ -44,6 +44,7 @@ def decode_rules(tokenizer: CaptionTokenizer, options: SearchOptions, positions:
         eos_id=config.eos_id,
         pad_id=config.pad_id,
         bad_words_ids=(*config.bad_words_ids, *known),
+        classes=config.classes,
     )
     check_positions(options, rules, positions)
     return rules

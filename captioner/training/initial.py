@@ -16,10 +16,14 @@ from captioner.errors import CheckpointError, DataError
 from captioner.image import ImageProcessor
 from captioner.model import CaptionModel, ModelConfig, RegionConfig
 from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
+from captioner.training.classes import with_word_classes
 from captioner.training.words import FEWEST_PHOTOS, caption_words
 from captioner.vision import BackboneConfig
 
 __all__ = ["initial_checkpoint", "pointer_channels"]
+
+SAMPLING = {"top_k": 5, "top_p": 0.5}
+"""A new model's own options, for sampling only: drawn from all words, captions make little sense."""
 
 EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 3, 3, 4, 4, 5, 1], "stem": 32}
 
@@ -57,7 +61,7 @@ def initial_checkpoint(
     """
     tag_words = class_words()
     texts = [text for photo in captions for text in photo]
-    tokenizer = train_word_tokenizer(texts, words=set(tag_words) - {""})
+    tokenizer = with_word_classes(train_word_tokenizer(texts, words=set(tag_words) - {""}), texts)
     words = caption_words(captions, tokenizer) if word_tags else []
     if word_tags and not words:
         raise DataError(f"no word is in the captions of {FEWEST_PHOTOS} photos: leave --word-tags out")
@@ -93,7 +97,13 @@ def initial_checkpoint(
     model.regions.tags.head_words = tag_word_ids(tokenizer, [*tag_words, *words])
     favour_copying(model)
     processor = ImageProcessor(size=image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-    return Checkpoint(model=model, tokenizer=tokenizer, processor=processor, description=description)
+    return Checkpoint(
+        model=model,
+        tokenizer=tokenizer,
+        processor=processor,
+        description=description,
+        generation=dict(SAMPLING),
+    )
 
 
 def read_backbone(source: Path) -> dict[str, Tensor]:
