@@ -34,7 +34,7 @@ def test_tag_words_are_in_the_vocabulary_though_no_caption_says_them():
     assert ids["guillotine"] == tokenizer.config.unk_id
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode does not count changes of weights
 def test_an_untrained_decoder_says_what_tags_say():
     torch.manual_seed(0)
     regions = RegionConfig(width=96, layers=1, heads=6, mlp_width=96, classes=10)
