@@ -233,6 +233,8 @@ class Captioner:
     def _check_lacks(self, options: SearchOptions) -> None:
         if options.seed is not None and self.lacks.seeds:
             raise OptionsError(f"{self.name} takes no seed, since {self.lacks.seeds}: leave it out")
+        if options.stop and self.lacks.stops:
+            raise OptionsError(f"{self.name} takes no stop texts: {self.lacks.stops}; leave them out")
         if options.instruction and self.lacks.instructions:
             raise OptionsError(
                 f"{self.name} cannot be asked: {self.lacks.instructions}; leave out instruction"

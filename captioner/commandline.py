@@ -45,6 +45,9 @@ def _generation_parameters(
     alternatives: Annotated[int | None, _wording("How many more captions to give, best first.")] = None,
     prompt: Annotated[str | None, _wording("Words that the caption begins with.")] = None,
     instruction: Annotated[str | None, _wording("What to ask a model that follows instructions.")] = None,
+    stop: Annotated[
+        list[str] | None, _wording("A text before which the caption ends; may be repeated.", "--stop")
+    ] = None,
     bad_words: Annotated[
         list[str] | None, _wording("A word never to use; may be repeated.", "--bad-word")
     ] = None,
@@ -115,8 +118,7 @@ def generation_options(ctx: typer.Context, *, attention: bool) -> GenerationOpti
 
     names = {field.name for field in fields(GenerationOptions)}
     given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
-    if "bad_words" in given:
-        given["bad_words"] = tuple(given["bad_words"])
+    given |= {name: tuple(given[name]) for name in ("bad_words", "stop") if name in given}
     return GenerationOptions(**{**given, "attention": attention or None})
 
 

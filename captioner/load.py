@@ -83,11 +83,12 @@ def load(
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
             checkpoint, a directory or ``owner/name`` on the hub: BLIP and ViT-GPT2 are converted in memory
-            each time, GIT and Florence-2 are run by `transformers`. ``http://HOST/v1#NAME`` is a model on a
+            each time, all others are run by `transformers`. ``http://HOST/v1#NAME`` is a model on a
             server that speaks OpenAI's API, ``ollama://HOST#NAME`` one of Ollama: photos are sent there, as
             the ``CAPTIONER_REMOTE_*`` variables say; device and dtype have no effect then.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
-        dtype: ``auto`` (float16 on a GPU, float32 on a CPU), ``float32``, ``float16`` or ``bfloat16``.
+        dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``; auto is float32 on a CPU, float16 on a GPU,
+            but there bfloat16 for vision-language models.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -104,7 +105,9 @@ def load(
         RemoteRunner,
         is_address,
         is_sequence_model,
+        is_vision_language,
         read_sequence_model,
+        read_vision_language,
     )
 
     name = os.fspath(name_or_path)
@@ -132,6 +135,10 @@ def load(
         directory = fetch(name)
     if is_sequence_model(directory):
         return Captioner(read_sequence_model(directory, name=name, device=on, dtype=number), name=name)
+    if is_vision_language(directory):
+        if dtype == "auto" and on.type == "cuda":
+            number = resolve_dtype("bfloat16", on)  # of float16 these models leave the range
+        return Captioner(read_vision_language(directory, name=name, device=on, dtype=number), name=name)
     checkpoint = read_hugging_face(directory, name=name)
     checkpoint.model.to(on, number)
     return Captioner(CheckpointRunner(checkpoint), name=name)

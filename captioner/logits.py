@@ -26,6 +26,7 @@ __all__ = [
     "forbid",
     "keep_likely",
     "penalise_repetition",
+    "perturb",
     "repeated_ngrams",
 ]
 
@@ -168,6 +169,22 @@ def keep_likely(scores: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor
     needed = probs.cumsum(-1) - probs < top_p  # those before it do not suffice
     worst = ordered.masked_fill(~needed, torch.inf).amin(-1, keepdim=True)
     return scores.masked_fill(scores < worst, -torch.inf)
+
+
+def perturb(scores: Tensor, options: SearchOptions, generator: torch.Generator | None) -> Tensor:
+    """Scores whose best token is a draw from the filtered distribution (Gumbel-max trick).
+
+    Rounding hardly ever changes such a draw, while it would shift all bounds of a search in cumulated
+    probabilities. So a sample does not depend on the batch it is drawn in: with a generator, all images share
+    their random numbers. From 24-bit uniform numbers the noise cannot reach words rarer than about 1e-7.
+    """
+    scores = scores / options.temperature
+    if options.top_k or options.top_p < 1:
+        scores = keep_likely(scores, top_k=options.top_k, top_p=options.top_p)
+    shape = scores.shape if generator is None else scores.shape[1:]
+    uniform = torch.rand(shape, generator=generator, device=scores.device)
+    exponential = uniform.clamp_min_(torch.finfo(uniform.dtype).tiny).log_().neg_()
+    return scores - exponential.log_()
 
 
 def forbid(scores: Tensor, ids: Tensor, where: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class SearchOptions:
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
     prompt: str = ""
     instruction: str = ""
     do_sample: bool = False
@@ -81,7 +82,7 @@ class SearchOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-ready data."""
-        return {**asdict(self), "bad_words": list(self.bad_words)}
+        return {**asdict(self), "bad_words": list(self.bad_words), "stop": list(self.stop)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class GenerationOptions:
         repetition_penalty: 0.1…10; log-probs of words that the caption already has are multiplied by it.
         no_repeat_ngram_size: 0…16; no sequence of this many tokens occurs twice in a caption; 0 allows all.
         bad_words: words or phrases that no caption contains.
+        stop: texts before which a caption ends; for models run by `transformers` or on a server.
         prompt: text that every caption begins with.
         instruction: what to ask of a model that follows instructions, up to 4000 characters; "" for its own.
         do_sample: draw words at random instead of searching for the best caption.
@@ -125,6 +127,7 @@ class GenerationOptions:
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     bad_words: tuple[str, ...] | None = None
+    stop: tuple[str, ...] | None = None
     prompt: str | None = None
     instruction: str | None = None
     do_sample: bool | None = None
@@ -213,6 +216,9 @@ def _check_value(name: str, value: object) -> None:
             raise OptionsError(f"{name} must be a text, not {value!r}")
         if len(value) > MAX_TEXT:
             raise OptionsError(f"{name} must have {MAX_TEXT} characters at most, not {len(value)}")
+    elif name == "stop":
+        if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
+            raise OptionsError(f"stop must be a tuple of texts, none of them empty, not {value!r}")
     elif not isinstance(value, tuple) or not all(isinstance(word, str) and word.strip() for word in value):
         raise OptionsError(f"bad_words must be a tuple of words, none of them empty, not {value!r}")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoder import KVCache, TextDecoder
-from captioner.logits import DecodeRules, LogitsRules, keep_likely
+from captioner.logits import DecodeRules, LogitsRules, perturb
 from captioner.options import SearchOptions
 
 __all__ = ["BeamSearch", "Hypothesis", "RowSearch", "Search"]
@@ -242,7 +242,7 @@ class RowSearch(Search):
 
     def _advance(self, logprobs: Tensor, scores: Tensor) -> None:
         live, going = self.live, ~self.ended
-        choice = self._perturb(scores) if self.options.do_sample else scores
+        choice = perturb(scores, self.options, self.generator) if self.options.do_sample else scores
         ids = choice.argmax(-1, keepdim=True)  # (B, N, 1)
         live.tokens[..., self.length - 1] = ids[..., 0]  # also after an end: what stands there is never read
         live.logprobs[..., self.length - 1] = logprobs.gather(-1, ids)[..., 0]
@@ -250,21 +250,6 @@ class RowSearch(Search):
         live.lengths.add_(going)
         self.ended |= ids[..., 0] == self.rules.eos_id
         self.done = self.ended.all(-1)
-
-    def _perturb(self, scores: Tensor) -> Tensor:
-        """Scores whose best token is a draw from the filtered distribution (Gumbel-max trick).
-
-        Rounding hardly ever changes such a draw, while it would shift all bounds of a search in cumulated
-        probabilities. So a sample does not depend on the batch it is drawn in. From 24-bit uniform numbers
-        the noise cannot reach words rarer than about 1e-7.
-        """
-        options, scores = self.options, scores / self.options.temperature
-        if options.top_k or options.top_p < 1:
-            scores = keep_likely(scores, top_k=options.top_k, top_p=options.top_p)
-        shape = scores.shape if self.generator is None else scores.shape[1:]
-        uniform = torch.rand(shape, generator=self.generator, device=scores.device)
-        exponential = uniform.clamp_min_(torch.finfo(uniform.dtype).tiny).log_().neg_()
-        return scores - exponential.log_()
 
     def _final(self) -> Tensor:
         return self.live.scores / self.divisors[self.live.lengths]

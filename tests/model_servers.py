@@ -237,6 +237,7 @@ def model_server(**behaviour: Any) -> Iterator[ModelServer]:
     handler = type("Handler", (_Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", state.port), handler)
     server.daemon_threads = True
+    server.handle_error = lambda request, address: None  # clients are killed, that is what they are for
     state.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -43,6 +43,7 @@ from captioner.options import GenerationOptions, SearchOptions
         ({"attention": "yes"}, "attention must be True or False, not 'yes'"),
         ({"early_stopping": "never"}, "early_stopping must be True or False, not 'never'"),
         ({"prompt": 5}, "prompt must be a text, not 5"),
+        ({"stop": (".", "")}, "stop must be a tuple of texts, none of them empty"),
         ({"instruction": "a" * 4001}, "instruction must have 4000 characters at most, not 4001"),
         ({"bad_words": "dog"}, "bad_words must be a tuple of words"),
         ({"bad_words": ["dog"]}, "bad_words must be a tuple of words"),
@@ -97,6 +98,7 @@ OWN: dict[str, Any] = {
     "repetition_penalty": 1.2,
     "no_repeat_ngram_size": 2,
     "bad_words": ("dog",),
+    "stop": (".",),
     "prompt": "a photo of",
     "instruction": "What is this?",
     "do_sample": True,
@@ -120,6 +122,7 @@ OTHER: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "bad_words": (),
+    "stop": (),
     "prompt": "",
     "instruction": "Who is this?",
     "do_sample": False,
@@ -195,4 +198,8 @@ def test_what_is_given_does_not_give_way():
 
 
 def test_resolved_options_are_ready_for_json():
-    assert json.loads(json.dumps(SearchOptions(**OWN).to_dict())) == {**OWN, "bad_words": ["dog"]}
+    assert json.loads(json.dumps(SearchOptions(**OWN).to_dict())) == {
+        **OWN,
+        "bad_words": ["dog"],
+        "stop": ["."],
+    }

@@ -12,6 +12,7 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tiny import tiny_checkpoint
 
 from captioner.checkpoint import save_checkpoint
 from captioner.cli import app
+from captioner.runners.address import RemoteSettings
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
@@ -32,7 +34,9 @@ from service.settings import Settings
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SETTINGS = {f"CAPTIONER_{name.upper()}" for name in Settings.model_fields}
-LIBRARY_VARIABLES = {"CAPTIONER_WEIGHTS"}
+LIBRARY_VARIABLES = {"CAPTIONER_WEIGHTS"} | {
+    f"CAPTIONER_REMOTE_{each.name.upper()}" for each in fields(RemoteSettings)
+}
 
 
 def read(name: str) -> str:

@@ -140,6 +140,37 @@ def test_samples_differ_and_come_best_first(both: Both):
     assert len({other.caption for other in caption.alternatives}) > 1
 
 
+def test_a_seed_draws_the_same_alone_and_in_a_batch(both: Both):
+    options = GenerationOptions(do_sample=True, alternatives=2, max_length=6, seed=4)
+    together = both.ours.caption(PHOTOS, options)
+    for photo, caption in zip(PHOTOS, together, strict=True):
+        (alone,) = both.ours.caption([photo], options)
+        assert alone.caption == caption.caption
+        assert [a.caption for a in alone.alternatives] == [a.caption for a in caption.alternatives]
+    other = both.ours.caption(PHOTOS, replace(options, seed=5))
+    assert [caption.caption for caption in other] != [caption.caption for caption in together]
+
+
+def test_a_greedy_stream_comes_word_by_word(both: Both):
+    options = GenerationOptions(num_beams=1, max_length=8)
+    (whole,) = both.ours.caption(PHOTOS[:1], options)
+    *events, last = both.ours.stream(PHOTOS[0], options)
+    assert last.caption == whole
+    assert "".join(event.text for event in [*events, last]) == whole.caption
+    assert len(events) >= len(whole.caption.split()) - 2
+    stream = both.ours.stream(PHOTOS[0], options)
+    next(stream)
+    stream.close()  # a search that nobody listens to ends
+    assert both.ours.caption(PHOTOS[:1], options) == [whole]
+
+
+def test_a_caption_ends_before_a_stop_text(both: Both):
+    (whole,) = both.ours.caption(PHOTOS[:1], GenerationOptions(num_beams=1, max_length=8))
+    stop = whole.caption[len(whole.caption) // 2 :][:2]
+    (caption,) = both.ours.caption(PHOTOS[:1], GenerationOptions(num_beams=1, max_length=8, stop=(stop,)))
+    assert caption.caption == whole.caption[: whole.caption.find(stop)].rstrip()
+
+
 def test_a_bad_word_is_avoided(both: Both):
     options = GenerationOptions(num_beams=3, max_length=6)
     (caption,) = both.ours.caption(PHOTOS[:1], options)
@@ -156,8 +187,8 @@ def test_a_stream_is_the_whole_caption_at_once(both: Both):
 
 
 def test_what_cannot_be_had_is_refused_with_the_call(both: Both):
-    with pytest.raises(OptionsError, match="takes no seed"):
-        both.ours.stream(PHOTOS[0], GenerationOptions(do_sample=True, seed=1))
+    with pytest.raises(OptionsError, match="cannot be asked"):
+        both.ours.stream(PHOTOS[0], GenerationOptions(instruction="What is it?"))
     with pytest.raises(OptionsError, match="positions"):
         both.ours.caption(PHOTOS[:1], GenerationOptions(max_length=200))
 

@@ -34,10 +34,9 @@ def fetch(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = str(source).partition("@")
+    patterns = ["*.json", "*.jinja", "*.safetensors"]
     try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
-        )
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # of the hub's library, its HTTP client's, or the operating system
         raise CheckpointError(
             f"there is no directory {source}, and the Hugging Face hub does not give a model of that name: "

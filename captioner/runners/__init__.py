@@ -9,6 +9,7 @@ from captioner.runners.ours import CheckpointRunner
 from captioner.runners.quiet import quiet_transformers
 from captioner.runners.remote import RemoteRunner
 from captioner.runners.sequence import is_sequence_model, read_sequence_model
+from captioner.runners.vision_language import is_vision_language, read_vision_language
 
 __all__ = [
     "Address",
@@ -21,6 +22,8 @@ __all__ = [
     "WrittenCaption",
     "is_address",
     "is_sequence_model",
+    "is_vision_language",
     "quiet_transformers",
     "read_sequence_model",
+    "read_vision_language",
 ]

@@ -52,6 +52,7 @@ class Lacks:
         streaming: words before the caption is whole; else it comes in one piece.
         seeds: the same samples again.
         beams: a beam search.
+        stops: an end before the texts of ``GenerationOptions.stop``.
         instructions: captions as ``GenerationOptions.instruction`` asks for them.
     """
 
@@ -59,6 +60,7 @@ class Lacks:
     streaming: str | None = None
     seeds: str | None = None
     beams: str | None = None
+    stops: str | None = None
     instructions: str | None = None
 
     def to_dict(self) -> dict[str, str | None]:

@@ -27,7 +27,7 @@ class CheckpointRunner(NetworkRunner):
         checkpoint: the model, its tokenizer and its image processor; kept as the attribute of this name.
     """
 
-    lacks = Lacks(instructions=UNASKED)
+    lacks = Lacks(stops="its captions end by themselves, with a token", instructions=UNASKED)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.model)

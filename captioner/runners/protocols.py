@@ -104,6 +104,8 @@ class OpenAIProtocol:
             body["top_p"] = options.top_p
         if options.do_sample and options.top_k:
             body["top_k"] = options.top_k
+        if options.stop:
+            body["stop"] = list(options.stop)
         if question.seed is not None:
             body["seed"] = question.seed
         if options.repetition_penalty != 1:
@@ -162,6 +164,8 @@ class OllamaProtocol:
         }
         if options.do_sample:
             search |= {"top_p": options.top_p, "top_k": options.top_k}
+        if options.stop:
+            search["stop"] = list(options.stop)
         if question.seed is not None:
             search["seed"] = question.seed
         if options.repetition_penalty != 1:

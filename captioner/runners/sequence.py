@@ -1,7 +1,6 @@
 """Models whose decoder is not of our shape, GIT and Florence-2, run by `transformers`.
 
-The search is that of `transformers`; the rules of decoding are ours, so that options mean here what they mean
-for any other model. GIT attends to photo and text at once, and Florence-2's encoder mixes the photo with its
+GIT attends to photo and text at once, and Florence-2's encoder mixes the photo with its
 question: neither has a map of the photo for each word, so words come without attention.
 """
 
@@ -19,12 +18,12 @@ from torch import Tensor
 
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
 from captioner.errors import CheckpointError
-from captioner.generation import DecodeRules, Hypothesis, SearchOptions
+from captioner.generation import DecodeRules, SearchOptions
 from captioner.image import ImageProcessor, PixelBox
-from captioner.logits import LogitsRules
 from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.quiet import quiet_transformers
-from captioner.runners.text import decode_rules, normalized, prompt_of, written
+from captioner.runners.search import Task, search
+from captioner.runners.text import decode_rules, normalized, progress, prompt_of, stops_at, written
 
 __all__ = ["SequenceRunner", "is_sequence_model", "read_sequence_model"]
 
@@ -87,8 +86,6 @@ class SequenceRunner(NetworkRunner):
 
     lacks = Lacks(
         attention="its decoder reads photo and text in one sequence",
-        streaming="the search of transformers says nothing before its end",
-        seeds="the search of transformers draws from torch's global generator",
         instructions=UNASKED,
     )
     checkpoint = None
@@ -120,7 +117,6 @@ class SequenceRunner(NetworkRunner):
         self._tokenizer = read_tokenizer(
             directory, start_ids=start, eos_id=special.eos_token_id, pad_id=special.pad_token_id
         )
-        self._library, self._model = library, network
         # nothing is searched for that no option asked for
         network.generation_config = library.GenerationConfig()
 
@@ -139,57 +135,35 @@ class SequenceRunner(NetworkRunner):
     @torch.inference_mode()
     def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
         """See :class:`~captioner.runners.base.Runner`."""
-        rules = self.rules(options)
-        pixel_values = normalized(images, self._processor, self.device, self.dtype)
-        prompt = prompt_of(self._tokenizer, rules)
-        return [
-            [written(self._tokenizer, prompt, hypothesis) for hypothesis in hypotheses]
-            for hypotheses in self._generate(pixel_values, options, rules)
-        ]
+        return self._caption(images, options, self.rules(options), None)
 
     def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
-        """The whole caption in one step."""
-        self.rules(options)  # errors come with the call
-        found = (self.caption([image], options)[0] for _ in range(1))
-        return (Progress(captions[0].text, tuple(captions)) for captions in found)
+        """See :class:`~captioner.runners.base.Runner`; a beam search comes in one step."""
+        rules = self.rules(options)  # errors come with the call
 
-    def _generate(
-        self, pixel_values: Tensor, options: SearchOptions, rules: DecodeRules
-    ) -> list[list[Hypothesis]]:
-        beams, rows = 1 if options.do_sample else options.num_beams, 1 + options.alternatives
-        search: dict[str, Any] = {"do_sample": options.do_sample, "num_beams": beams}
-        if options.do_sample:
-            search |= {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
-        elif beams > 1:
-            search |= {"length_penalty": options.length_penalty}
-            search |= {"early_stopping": options.early_stopping or "never"}
-        out = self._model.generate(
-            **self._inputs(pixel_values, rules),
-            logits_processor=[self._obey(options, rules)],
-            generation_config=self._library.GenerationConfig(
-                **search,
-                max_new_tokens=options.max_length,
-                num_return_sequences=rows,
-                eos_token_id=rules.eos_id,
-                pad_token_id=rules.pad_id,
-                decoder_start_token_id=rules.prompt_ids[0],
-                return_dict_in_generate=True,
-                output_logits=True,
-            ),
+        @torch.inference_mode()
+        def run(streamer: Any) -> list[WrittenCaption]:
+            return self._caption([image], options, rules, streamer)[0]
+
+        return progress(self._tokenizer, prompt_of(self._tokenizer, rules), options, run)
+
+    def _caption(
+        self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any
+    ) -> list[list[WrittenCaption]]:
+        prompt = prompt_of(self._tokenizer, rules)
+        task = Task(
+            network=self._network,
+            inputs=self._inputs(normalized(images, self._processor, self.device, self.dtype), rules),
+            given=len(rules.prompt_ids),
+            options=options,
+            rules=rules,
+            eos_ids=(rules.eos_id,),
+            stopped=stops_at(self._tokenizer, options),
         )
-        logprobs = self._model.compute_transition_scores(
-            out.sequences,
-            tuple(logits.float() for logits in out.logits),
-            out.get("beam_indices"),
-            normalize_logits=True,
-        )
-        ids = out.sequences[:, len(rules.prompt_ids) :]
-        pairs = zip(ids.tolist(), logprobs.tolist(), strict=True)
-        found = [_hypothesis(*pair, rules.eos_id, options.length_penalty) for pair in pairs]
-        images = [found[start : start + rows] for start in range(0, len(found), rows)]
-        if options.do_sample:
-            return [sorted(image, key=lambda hypothesis: -hypothesis.score) for image in images]
-        return images
+        return [
+            [written(self._tokenizer, prompt, hypothesis, stop=options.stop) for hypothesis in hypotheses]
+            for hypotheses in search(task, streamer=streamer)
+        ]
 
     def _inputs(self, pixel_values: Tensor, rules: DecodeRules) -> dict[str, Tensor]:
         """The photo, what the caption begins with, and the question where there is one."""
@@ -211,25 +185,6 @@ class SequenceRunner(NetworkRunner):
             "attention_mask": torch.ones_like(question),
             "decoder_input_ids": prompt,
         }
-
-    def _obey(self, options: SearchOptions, rules: DecodeRules) -> Any:
-        """Our rules as a processor of logits ``(rows, V)`` after the token ids ``(rows, T)``."""
-        apply_rules = LogitsRules(options, rules, self.device)
-
-        def process(input_ids: Tensor, scores: Tensor) -> Tensor:
-            tokens = input_ids[:, None, len(rules.prompt_ids) :]
-            return apply_rules(scores.float().log_softmax(-1)[:, None], tokens)[:, 0]
-
-        return process
-
-
-def _hypothesis(
-    ids: Sequence[int], logprobs: Sequence[float], eos_id: int, length_penalty: float
-) -> Hypothesis:
-    """One returned row, cut after its end token."""
-    length = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
-    score = sum(logprobs[:length]) / max(length, 1) ** length_penalty
-    return Hypothesis(tuple(ids[:length]), tuple(logprobs[:length]), score, eos_id in ids)
 
 
 @dataclass(frozen=True)

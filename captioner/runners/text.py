@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,11 @@ from captioner.errors import OptionsError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions, check_positions
 from captioner.image import ImageProcessor
 from captioner.model import TagScores
-from captioner.runners.base import PreparedImage, WrittenCaption
+from captioner.runners.base import PreparedImage, Progress, WrittenCaption
+from captioner.runners.search import streams, tokens_in_steps
 from captioner.tokenizer import CaptionTokenizer, TokenSpan
 
-__all__ = ["decode_rules", "normalized", "prompt_of", "written"]
+__all__ = ["before_stop", "decode_rules", "normalized", "progress", "prompt_of", "stops_at", "written"]
 
 NO_TAGS = TagScores(words={}, classes={})
 
@@ -62,16 +65,21 @@ def written(
     *,
     tags: TagScores = NO_TAGS,
     maps: Tensor | None = None,
+    stop: Sequence[str] = (),
 ) -> WrittenCaption:
-    """A hypothesis as text; ``prompt`` holds the token ids of the text before it."""
+    """A hypothesis as text, up to the first of ``stop``; ``prompt`` has the ids of the text before it."""
     token_ids, start = [*prompt, *hypothesis.token_ids], len(prompt)
+    text = before_stop(tokenizer.decode(token_ids), stop)
+    spans = tokenizer.words(token_ids)
+    if stop:
+        spans = [replace(span, text=word) for span, word in zip(spans, text.split(), strict=False)]
     words = [
         TokenSpan(span.text, max(0, span.start - start), span.stop - start)
-        for span in tokenizer.words(token_ids)
+        for span in spans
         if span.stop > start  # else it is a word of the prompt
     ]
     signals = [_signals(span, hypothesis, tags) for span in words]
-    return WrittenCaption(tokenizer.decode(token_ids), hypothesis.logprobs, words, signals, maps)
+    return WrittenCaption(text, hypothesis.logprobs, words, signals, maps)
 
 
 def _signals(span: TokenSpan, hypothesis: Hypothesis, tags: TagScores) -> WordSignals:
@@ -83,6 +91,50 @@ def _signals(span: TokenSpan, hypothesis: Hypothesis, tags: TagScores) -> WordSi
         word_tag=max(tags.words.get(token, 0.0) for token in tokens),
         class_tag=max(tags.classes.get(token, 0.0) for token in tokens),
     )
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the texts that end it."""
+    places = [text.find(each) for each in stop]
+    return text[: min((place for place in places if place >= 0), default=len(text))].rstrip()
+
+
+def stops_at(tokenizer: CaptionTokenizer, options: SearchOptions) -> Callable[[list[int]], bool]:
+    """Whether generated token ids hold one of the texts before which a caption ends."""
+
+    def stopped(token_ids: list[int]) -> bool:
+        text = tokenizer.decode(token_ids)
+        return any(each in text for each in options.stop)
+
+    return stopped
+
+
+def progress(
+    tokenizer: CaptionTokenizer,
+    prompt: Sequence[int],
+    options: SearchOptions,
+    run: Callable[[Any], Sequence[WrittenCaption]],
+) -> Iterator[Progress]:
+    """The stream of one photo's caption, where `transformers` searches for it.
+
+    Args:
+        tokenizer: the model's.
+        prompt: token ids of the text before what is generated.
+        options: of the search; where its tokens are not certain at once, all comes in one step.
+        run: does the search, given the streamer of ``generate`` or None.
+    """
+    if not streams(options):
+        captions = run(None)
+        yield Progress(captions[0].text, tuple(captions))
+        return
+    token_ids, held = list(prompt), max(map(len, options.stop), default=1) - 1
+    for item in tokens_in_steps(run):
+        if isinstance(item, Tensor):
+            token_ids.append(int(item[0]))
+            text = before_stop(tokenizer.decode(token_ids), options.stop)
+            yield Progress(text[: len(text) - held])  # what is held may be the start of a text that ends it
+        else:
+            yield Progress(item[0].text, tuple(item))
 
 
 def normalized(
