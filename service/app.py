@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from captioner import Captioner, load
-from service import compat, docs, routes
+from service import compat, docs, ollama, responses, routes
 from service.engine import Engine
 from service.errors import register_handlers
 from service.fetch import Fetcher
@@ -83,7 +83,7 @@ def create_app(
     )
     app.openapi = lambda: docs.openapi_document(app)  # type: ignore[method-assign]
     register_handlers(app)
-    for module in (routes, compat, docs):
+    for module in (routes, compat, responses, ollama, docs):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=routes.STATIC, check_dir=False), name="static")
     return app

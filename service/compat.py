@@ -1,6 +1,6 @@
 """Captions in forms that existing clients know: OpenAI's chat completions, Hugging Face's image-to-text.
 
-A captioning model follows no instructions: of a chat it reads the photo, not the question.
+Of a chat, a captioning model reads the photo alone, and a model that follows instructions the question too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ router = APIRouter(tags=["compatible"])
     openapi_extra=body_of({"application/json": ChatRequest}),
 )
 async def create_chat_completion(request: Request) -> Response:
-    """A caption of the last photo in the messages, as the assistant's answer; texts have no effect."""
+    """A caption of the last photo in the messages, as the assistant's answer."""
     service = service_of(request)
     service.engine.check_room()
     chat = await read_json(request, ChatRequest)
@@ -113,6 +113,7 @@ def _chat_options(service: Service, chat: ChatRequest) -> SearchOptions:
     longest = service.engine.captioner.default_options.max_length
     limit = chat.max_completion_tokens or chat.max_tokens or longest
     given: dict[str, Any] = {"max_length": min(limit, longest), "alternatives": (chat.n or 1) - 1}
+    given |= service.instruction(chat.last_text())
     if chat.temperature or (chat.temperature is None and chat.top_p is not None):
         given |= {"do_sample": True, "temperature": max(0.01, chat.temperature or 1.0)}
         if chat.top_p not in (None, 1):  # clients send OpenAI's default by habit

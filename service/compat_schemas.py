@@ -15,7 +15,7 @@ UNSUPPORTED = {"tools", "functions", "audio", "response_format", "logprobs"}
 
 
 class TextPart(BaseModel):
-    """A text, which has no effect."""
+    """A text, read by models that follow instructions."""
 
     type: Literal["text"]
     text: str
@@ -67,6 +67,10 @@ class ChatMessage(BaseModel):
     def image_urls(self) -> list[str]:
         """The photos in it."""
         return [part.image_url.url for part in self.content or () if isinstance(part, ImagePart)]
+
+    def text(self) -> str:
+        """The texts in it."""
+        return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
 
 class StreamOptions(BaseModel):
@@ -132,6 +136,10 @@ class ChatRequest(BaseModel):
             if asked:
                 raise ValueError(f"a captioning model cannot follow {', '.join(sorted(asked))}: leave it out")
         return data
+
+    def last_text(self) -> str:
+        """What the user said last."""
+        return next((message.text() for message in self.messages[::-1] if message.role == "user"), "")
 
     @model_validator(mode="after")
     def _one_stream(self) -> ChatRequest:

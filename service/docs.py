@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.compat_schemas import ChatRequest, InferenceRequest
+from service.ollama_schemas import OllamaChat, OllamaGenerate, OllamaShow
+from service.responses_schemas import ResponsesRequest
 from service.schemas import (
     CaptionsForm,
     CaptionsRequest,
@@ -32,7 +34,11 @@ SCHEMAS: list[type[BaseModel]] = [
     CaptionsRequest,
     ChatRequest,
     InferenceRequest,
+    OllamaChat,
+    OllamaGenerate,
+    OllamaShow,
     ProblemOut,
+    ResponsesRequest,
     StreamForm,
     StreamRequest,
     TextOut,

@@ -70,6 +70,16 @@ class Service:
     engine: Engine
     fetcher: Fetcher
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What clients may call the model."""
+        return tuple(dict.fromkeys((self.engine.captioner.name, *self.settings.model_aliases)))
+
+    def instruction(self, text: str) -> dict[str, str]:
+        """What a client says of its photo, as an option of models that follow instructions."""
+        asked = text.strip()
+        return {} if not asked or self.engine.captioner.lacks.instructions else {"instruction": asked}
+
     def options(self, given: CaptionOptions) -> SearchOptions:
         """All options of a request; OptionsError if they cannot be followed, or ask for too many beams."""
         options = self.engine.captioner.resolve(given.to_options())

@@ -103,8 +103,10 @@ async def stream_caption(request: Request) -> Response:
 
 @router.get("/v1/models", tags=["models"], response_model=ModelsOut, responses=problems(*STRANGERS, 503))
 async def list_models(request: Request) -> Response:
-    """The models that this server serves: one, and how it captions where a request does not say."""
-    return JSONResponse(ModelsOut(data=[_model(service_of(request))]).model_dump())
+    """The model that this server has, by each of its names, and its own options."""
+    service = service_of(request)
+    data = [_model(service, name) for name in service.model_names]
+    return JSONResponse(ModelsOut(data=data).model_dump())
 
 
 @router.get(
@@ -117,7 +119,8 @@ async def get_model(request: Request, model: str) -> Response:
     """One model by its name."""
     service = service_of(request)
     check_model(service, model)
-    return JSONResponse(_model(service).model_dump())
+    name = model if model in service.model_names else service.engine.captioner.name
+    return JSONResponse(_model(service, name).model_dump())
 
 
 @router.get("/healthz", tags=["operations"], response_model=StatusOut, responses=problems(421, 503))
@@ -206,9 +209,8 @@ async def stream_image(
 
 def check_model(service: Service, name: str) -> None:
     """Raise a Problem with status 404 if another model is asked for than the one that is served."""
-    served = service.engine.captioner.name
-    if name not in (served, "default"):
-        detail = f"this server has {served!r}, not {name[:100]!r}"
+    if name not in (*service.model_names, "default"):
+        detail = f"this server has {service.engine.captioner.name!r}, not {name[:100]!r}"
         raise Problem(404, "model", "No such model", detail)
 
 
@@ -229,11 +231,11 @@ async def _as_sse(events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:
             yield format_event(problem_of(error).document, name="error")
 
 
-def _model(service: Service) -> ModelOut:
+def _model(service: Service, name: str) -> ModelOut:
     captioner = service.engine.captioner
     lacks = captioner.lacks.to_dict()
     return ModelOut(
-        id=captioner.name,
+        id=name,
         created=service.engine.started_at,
         owned_by="captioner",
         description=captioner.description,

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         description="As `--model` takes it: a name of `captioner models`, a directory, "
         "a model of the hub or of a server",
     )
+    model_aliases: Names = Field(
+        (), description="Further names of the model, for clients that always ask for a name of their own"
+    )
     device: str = Field(
         "auto",
         description="`auto`, `cpu`, `cuda` or `mps`; `cuda:0,cuda:1`: a process on each; `all`: on every GPU",
