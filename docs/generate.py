@@ -29,13 +29,13 @@ from service.settings import Settings
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is made here to what lies in the folder, and keep what its pages have marks for."""
     document = create_app(Settings()).openapi()
-    photo, caption = caption_astronaut()
+    photo, caption = caption_coffee()
     strip = BytesIO()
     draw_png(photo, caption).save(strip, "PNG")
     made: dict[str, str | bytes] = {
         "reference/openapi.json": json.dumps(document, indent=2),
-        "explanation/astronaut.png": strip.getvalue(),
-        "explanation/astronaut.html": draw_html([(photo, caption)]),
+        "explanation/coffee.png": strip.getvalue(),
+        "explanation/coffee.html": draw_html([(photo, caption)]),
     }
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
@@ -61,9 +61,9 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return re.sub(r":[a-z]+:<code>~?(?:[\w.]+\.)?(\w+)</code>", r"<code>\1</code>", html)
 
 
-def caption_astronaut() -> tuple[Image.Image, Caption]:
-    """scikit-image's photograph of Eileen Collins, by NASA and so in the public domain, and its caption."""
-    with as_file(files("skimage.data") / "astronaut.png") as path:
+def caption_coffee() -> tuple[Image.Image, Caption]:
+    """scikit-image's photograph of coffee, by Rachel Michetti under CC0, and its caption."""
+    with as_file(files("skimage.data") / "coffee.png") as path:
         model = load(device="cpu")
         photo = model.prepare(path, name=path.name)
         (caption,) = model.caption_prepared([photo], GenerationOptions(attention=True))
