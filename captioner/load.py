@@ -102,7 +102,6 @@ def load(
     from captioner.runners import (
         Address,
         CheckpointRunner,
-        RemoteRunner,
         is_address,
         is_sequence_model,
         is_vision_language,
@@ -112,6 +111,8 @@ def load(
 
     name = os.fspath(name_or_path)
     if is_address(name):
+        from captioner.runners.remote import RemoteRunner
+
         address = Address.parse(name)
         return Captioner(RemoteRunner(address), name=address.model)
     on = resolve_device(device)

@@ -34,10 +34,11 @@ from captioner import (
     RemoteUnavailableError,
 )
 from captioner.cli import main
-from captioner.runners import Address, RemoteRunner
+from captioner.runners import Address
 from captioner.runners.address import RemoteSettings
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
 from captioner.runners.protocols import Answer, answer_text, written_answer
+from captioner.runners.remote import RemoteRunner
 
 QUICK = RemoteSettings(backoff_s=0.001, timeout_s=5)
 NOBODY = RemoteRunner(Address.parse("http://nobody/v1#nothing"), QUICK)

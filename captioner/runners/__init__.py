@@ -1,13 +1,13 @@
 """What runs a model: prepared photos and options in, captions as their tokens out.
 
 Each kind of model has a runner; :class:`~captioner.captioner.Captioner` holds one and asks no further.
+:class:`~captioner.runners.remote.RemoteRunner` is imported by itself, since it brings an HTTP client with it.
 """
 
 from captioner.runners.address import Address, is_address
 from captioner.runners.base import Lacks, PreparedImage, Progress, Runner, WrittenCaption
 from captioner.runners.ours import CheckpointRunner
 from captioner.runners.quiet import quiet_transformers
-from captioner.runners.remote import RemoteRunner
 from captioner.runners.sequence import is_sequence_model, read_sequence_model
 from captioner.runners.vision_language import is_vision_language, read_vision_language
 
@@ -17,7 +17,6 @@ __all__ = [
     "Lacks",
     "PreparedImage",
     "Progress",
-    "RemoteRunner",
     "Runner",
     "WrittenCaption",
     "is_address",

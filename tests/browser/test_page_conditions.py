@@ -13,7 +13,8 @@ from scripted import ScriptedCaptioner
 from webpage import add, photo, word
 
 from captioner import Captioner
-from captioner.runners import Address, RemoteRunner
+from captioner.runners import Address
+from captioner.runners.remote import RemoteRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable

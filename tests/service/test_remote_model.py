@@ -12,8 +12,9 @@ from model_servers import ModelServer, describe, model_server
 from problems import check_problem
 
 from captioner import Captioner
-from captioner.runners import Address, RemoteRunner
+from captioner.runners import Address
 from captioner.runners.address import RemoteSettings
+from captioner.runners.remote import RemoteRunner
 
 PHOTOS = [encode(draw_noise(60 + seed, 50, seed=seed), "PNG") for seed in range(6)]
 
