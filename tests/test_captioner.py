@@ -257,6 +257,17 @@ def test_what_is_not_given_is_as_the_models_own_settings_say(model: Captioner, p
     assert last.caption.caption == captions[0].caption
 
 
+def test_any_caption_that_may_be_said_has_maps(model: Captioner):
+    runner = CheckpointRunner(tiny_checkpoint())
+    images = [model.prepare(draw_scene()), model.prepare(draw_noise(64, 48))]
+    options = SearchOptions(num_beams=3, alternatives=2, attention=True)
+    with torch.inference_mode():
+        for hedge in (False, True):
+            for captions in runner.caption(images, replace(options, hedge=hedge)):
+                assert [caption.maps is not None for caption in captions] == [True, hedge, hedge]
+                assert all(len(c.maps) == len(c.logprobs or ()) for c in captions if c.maps is not None)
+
+
 def test_maps_and_boxes_are_in_the_photos_own_pixels(model: Captioner):
     (caption,) = model.caption([draw_noise(300, 100)], options("beams", attention=True))
     for word in caption.words:

@@ -116,15 +116,18 @@ class CheckpointRunner(NetworkRunner):
         options: SearchOptions,
         rules: DecodeRules,
     ) -> list[list[WrittenCaption]]:
-        maps: Sequence[Tensor | None] = [None] * len(found)
-        if options.attention:
-            best = [hypotheses[0].token_ids for hypotheses in found]
-            maps = token_maps(self._decoder, encoded, rules.prompt_ids, best, rules.pad_id)
+        maps: list[list[Tensor | None]] = [[None] * len(hypotheses) for hypotheses in found]
+        ranks = max(map(len, found)) if options.hedge else 1  # a shortened caption may be any of them
+        for rank in range(ranks if options.attention else 0):
+            texts = [hypotheses[min(rank, len(hypotheses) - 1)].token_ids for hypotheses in found]
+            maps_of_rank = token_maps(self._decoder, encoded, rules.prompt_ids, texts, rules.pad_id)
+            for attention, of_image in zip(maps_of_rank, maps, strict=True):
+                of_image[min(rank, len(of_image) - 1)] = attention
         prompt, tags = prompt_of(self._tokenizer, rules), self.checkpoint.model.tag_scores(encoded)
         return [
             [
-                written(self._tokenizer, prompt, hypothesis, tags=said, maps=attention if rank == 0 else None)
-                for rank, hypothesis in enumerate(hypotheses)
+                written(self._tokenizer, prompt, hypothesis, tags=said, maps=attention)
+                for hypothesis, attention in zip(hypotheses, of_image, strict=True)
             ]
-            for hypotheses, attention, said in zip(found, maps, tags, strict=True)
+            for hypotheses, of_image, said in zip(found, maps, tags, strict=True)
         ]
