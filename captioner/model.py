@@ -6,7 +6,7 @@ differs. ``B`` images, ``R`` region tokens, ``C`` channels of the backbone, ``D`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -146,6 +146,15 @@ class Tags(NamedTuple):
     def pick(self, photos: list[int]) -> Tags:
         """Those of some photos."""
         return Tags(self.tags[photos], self.scores[photos])
+
+    @classmethod
+    def stack(cls, parts: Sequence[Tags]) -> Tags:
+        """Those of all photos of several."""
+        return cls(torch.cat([part.tags for part in parts]), torch.cat([part.scores for part in parts]))
+
+    def to(self, device: torch.device | str) -> Tags:
+        """The same on a device."""
+        return Tags(self.tags.to(device), self.scores.to(device))
 
 
 def photo_features(features: Tensor, colours: Tensor | None) -> Tensor:
@@ -317,6 +326,15 @@ class RegionEncoder(nn.Module):
         if self.tags is not None:
             tags = self.tags.find(features, colours) if tags is None else tags
             tokens = torch.cat([tokens, self.tags(tags, word_embedding)], dim=1)
+        return self._refine(tokens)
+
+    def tags_alone(self, tags: Tags, word_embedding: nn.Embedding) -> Tensor:
+        """Tags ``(B, n)`` -> ``(B, n, D)``, as of photos of which nothing else is known."""
+        assert self.tags is not None
+        return self._refine(self.tags(tags, word_embedding))
+
+    def _refine(self, tokens: Tensor) -> Tensor:
+        """What the tokens become together; in training without those that are to be left out."""
         if self.training and self.token_dropout:
             kept = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
             tokens = tokens[:, torch.randperm(tokens.shape[1], device=tokens.device)[:kept]]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captioner.model import RegionConfig, TagTokens
 from captioner.tokenizer import train_word_tokenizer
-from captioner.training.data import IGNORE, Batch
+from captioner.training.data import IGNORE, Captions
 from captioner.training.swap import TagSwap
 
 WORDS = train_word_tokenizer(["a dog runs after an old man and another dog"], min_count=1, words={"owl"})
@@ -16,20 +16,20 @@ TAGS = TagTokens(1, RegionConfig(width=4, layers=1, heads=1, mlp_width=4, classe
 TAGS.head_words = torch.tensor([DOG, DOG, OWL, UNKNOWN])  # two breeds, an owl, and a class without a word
 
 
-def batch(*photos: list[str]) -> Batch:
+def batch(*photos: list[str]) -> Captions:
     captions = [[[1, *WORDS.encode(text), 2] for text in texts] for texts in photos]
     longest = max(len(ids) for texts in captions for ids in texts)
     ids = torch.tensor([[ids + [0] * (longest - len(ids)) for ids in texts] for texts in captions])
     targets = ids[:, :, 1:].clone()
     targets[targets == 0] = IGNORE
-    return Batch(list(range(len(photos))), torch.zeros(len(photos), 1), ids[:, :, :-1], targets)
+    return Captions(ids[:, :, :-1], targets)
 
 
 def texts(ids: Tensor) -> list[list[str]]:
     return [[WORDS.decode([i for i in row if i > 3]) for row in photo] for photo in ids.tolist()]
 
 
-def swap(share: float, before: Batch, classes: list[list[int]]) -> tuple[Batch, list[list[int]]]:
+def swap(share: float, before: Captions, classes: list[list[int]]) -> tuple[Captions, list[list[int]]]:
     torch.manual_seed(3)  # whose first class drawn for a dog is not another dog
     after, swapped = TagSwap(TAGS, WORDS, share)(before, torch.tensor(classes))
     return after, swapped.tolist()

@@ -80,7 +80,17 @@ def test_a_new_model_with_word_tags_has_the_words_of_many_photos(data: Path, mon
     assert checkpoint.model.config.regions.words == 7
     said = [tokenizer.decode([token]) for token in tags.head_words[1000:].tolist()]
     assert said == ["bikes", "brown", "dog", "men", "ride", "runs", "two"]
-    assert tags.word_head.weight.shape == (7, 1280)
+    assert tags.word_head.weight.shape == (7, 1280 + 4**3), "it reads features and colours"
+
+
+def test_words_of_texts_are_known_if_they_occur_often(data: Path):
+    captions, texts = [[CAPTIONS[0]] * 2] * 6, [["a green quetzal"]] * 11 + [["a green tree"]]
+    tokenizer = initial_checkpoint(
+        captions, data / "backbone.safetensors", description="", texts=texts, width=64, layers=1
+    ).tokenizer
+    assert tokenizer.token_id("green") is not None
+    assert tokenizer.token_id("quetzal") is None, "eleven times"
+    assert tokenizer.token_id("brown") is not None
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,10 @@ def test_a_new_model_with_word_tags_has_the_words_of_many_photos(data: Path, mon
         ("3.png", SMALL, "1 photos are missing"),
         (None, ["--photos", "7"], "a batch takes 7 photos, but there are 6"),
         (None, ["--extra-images", "."], "go together"),
+        (None, ["--extra-photos", "3"], "a number for each set"),
+        (None, ["--narratives-images", "."], "go together"),
+        (None, [*SMALL, "--text", "captions.json"], "captions.json: "),
+        (None, [*SMALL, "--text-epochs", "1"], "add --text"),
         (None, [*SMALL, "--device", "toaster"], "unknown device"),
         (None, [*SMALL, "--word-tags"], "no word is in the captions of 20 photos"),
         (None, ["--word-tags", "--from", "default"], "leave --word-tags out"),

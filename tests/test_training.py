@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,26 +24,28 @@ from captioner.cli import main
 from captioner.coco import CocoCaptions
 from captioner.errors import DataError, ImageError, OptionsError
 from captioner.evaluation.evaluate import evaluate
-from captioner.generation import DecodeRules
 from captioner.load import load
-from captioner.model import RegionEncoder, Tags, TagTokens
+from captioner.model import CaptionModel, RegionEncoder, Tags, TagTokens
 from captioner.runners import CheckpointRunner
-from captioner.training import train as training
+from captioner.training import sources as sources_module
+from captioner.training.cache import ActivationCache, augment
+from captioner.training.consensus import check_consensus, leave_one_out
 from captioner.training.curve import plot_curve
-from captioner.training.data import IGNORE, ActivationCache, CaptionSet, augment, batches
-from captioner.training.options import PhotoSet, Progress, TrainingOptions
-from captioner.training.scst import SelfCritic, check_consensus, leave_one_out
+from captioner.training.data import IGNORE, CaptionSet, batches
+from captioner.training.options import PhotoSet, Progress, TrainingOptions, TrainingSet
+from captioner.training.rewards import References, Rewards
+from captioner.training.scst import SelfCritic
+from captioner.training.sources import Sources
+from captioner.training.state import TrainingState
 from captioner.training.swap import TagSwap
 from captioner.training.train import train
+from captioner.training.word_loss import WordLoss
 
 COLOURS = {"red": "a red ball on the beach", "green": "a brown dog runs through the green grass"}
 OPTIONS = TrainingOptions(
     epochs=10,
     frozen_epochs=2,
     scst_epochs=2,
-    views=2,
-    photos=2,
-    extra_photos=1,
     max_words=8,
     learning_rate=1e-2,
     scst_beams=3,
@@ -50,8 +53,8 @@ OPTIONS = TrainingOptions(
 )
 
 
-def photo_set(folder: Path, *, count: int = 16) -> PhotoSet:
-    """Plain red and green photos, with a caption for each colour, twice."""
+def photo_set(folder: Path, *, count: int = 16, captions: int = 2) -> PhotoSet:
+    """Plain red and green photos, with a caption for each colour, twice or more often."""
     folder.mkdir(exist_ok=True)
     images, annotations = [], []
     for number in range(count):
@@ -60,7 +63,7 @@ def photo_set(folder: Path, *, count: int = 16) -> PhotoSet:
         ImageDraw.Draw(picture).ellipse((number, 5, number + 20, 25), fill="white")
         picture.save(folder / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png"})
-        annotations += [{"image_id": number, "caption": caption}] * 2
+        annotations += [{"image_id": number, "caption": caption}] * captions
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return PhotoSet(name="main", images=folder, coco=CocoCaptions.from_file(folder / "captions.json"))
 
@@ -71,14 +74,20 @@ def run(
     options: TrainingOptions = OPTIONS,
     reports: list[Progress] | None = None,
     start: Checkpoint | None = None,
+    more: Sequence[TrainingSet] = (),
+    texts: Sequence[Sequence[str]] = (),
 ) -> None:
     """A whole training run on the photos; the subprocess of the kill test calls it too."""
     photos = photo_set(folder / "photos")
-    extra = PhotoSet(name="extra", images=photos.images, coco=photos.coco)
     validation = PhotoSet(name="validation", images=photos.images, coco=photos.coco)
+    sets = [
+        TrainingSet(source=photos, per_batch=2, views=2),
+        TrainingSet(source=replace(photos, name="extra"), per_batch=1, views=2),
+        *more,
+    ]
     seen = reports if reports is not None else []
     start = start or tiny_checkpoint(seed=2)  # whose untrained backbone tells red from green
-    train(start, [photos, extra], validation, folder / "out", options=options, report=seen.append)
+    train(start, sets, validation, folder / "out", options=options, report=seen.append, texts=texts)
 
 
 def epochs(folder: Path) -> list[dict[str, float]]:
@@ -131,7 +140,14 @@ def test_a_photo_that_cannot_be_validated_is_found_before_anything_is_trained(tm
     (broken.images / "3.png").write_bytes(b"no photo")
     reports: list[Progress] = []
     with pytest.raises(ImageError, match=r"3\.png"):
-        train(tiny_checkpoint(), [photos], broken, tmp_path / "out", options=OPTIONS, report=reports.append)
+        train(
+            tiny_checkpoint(),
+            [TrainingSet(source=photos, per_batch=2)],
+            broken,
+            tmp_path / "out",
+            options=OPTIONS,
+            report=reports.append,
+        )
     assert reports == []
 
 
@@ -172,14 +188,38 @@ def test_self_critical_training_sees_all_region_tokens(
     shares: list[float] = []
     forward = RegionEncoder.forward
 
-    def spy(encoder: RegionEncoder, *inputs: Any) -> torch.Tensor:
+    def spy(encoder: RegionEncoder, *inputs: Any, **more: Any) -> torch.Tensor:
         if encoder.training:
             shares.append(encoder.token_dropout)
-        return forward(encoder, *inputs)
+        return forward(encoder, *inputs, **more)
 
     monkeypatch.setattr(RegionEncoder, "forward", spy)
     run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, token_dropout=0.25))
     assert shares == [0.25] * 8 + [0.0] * 8, "8 steps of each epoch"
+
+
+def test_the_grid_can_be_left_out_but_where_captions_are_rewarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone: list[float] = []
+    tags_alone = RegionEncoder.tags_alone
+
+    def spy(encoder: RegionEncoder, *inputs: Any) -> torch.Tensor:
+        alone.append(encoder.token_dropout)
+        return tags_alone(encoder, *inputs)
+
+    monkeypatch.setattr(RegionEncoder, "tags_alone", spy)
+    run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, grid_dropout=1.0, token_dropout=0.5))
+    assert alone == [0.25] * 8, "half as many tags are dropped as other tokens"
+
+
+def test_what_has_no_tags_keeps_its_grid(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    config = checkpoint.model.config
+    assert config.regions is not None
+    bare = CaptionModel(replace(config, regions=replace(config.regions, classes=0)))
+    with pytest.raises(OptionsError, match="leave --grid-dropout out"):
+        run(tmp_path, options=replace(OPTIONS, grid_dropout=0.5), start=replace(checkpoint, model=bare))
 
 
 def test_tags_are_swapped_but_those_whose_captions_are_rewarded(
@@ -189,7 +229,7 @@ def test_tags_are_swapped_but_those_whose_captions_are_rewarded(
     monkeypatch.setattr(
         TagSwap,
         "__call__",
-        lambda _, batch, classes: (swapped.append(len(batch.photos)), (batch, classes))[1],
+        lambda _, captions, classes: (swapped.append(len(classes)), (captions, classes))[1],
     )
     run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=1, tag_swap=0.5))
     assert swapped == [2, 1] * 8 + [1] * 8, "of 2 main photos and 1 extra a step, first both, then the extra"
@@ -217,6 +257,9 @@ def test_views() -> None:
     assert 0.55 < cropped.width * cropped.height / (60 * 40) <= 1.0
     assert cropped.tobytes() == augment(picture, view=2, seed="a").tobytes()
     assert cropped.tobytes() != augment(picture, view=2, seed="b").tobytes()
+    views = [augment(picture, view=2, seed=str(seed), smallest_crop=0.2) for seed in range(20)]
+    areas = [view.width * view.height / (60 * 40) for view in views]
+    assert 0.15 < min(areas) < 0.5 < max(areas) <= 1
 
 
 def test_mirrored_views_exchange_left_and_right(tmp_path: Path) -> None:
@@ -242,12 +285,14 @@ def test_targets_leave_out_padding_and_unknown_words(tmp_path: Path) -> None:
     group = CaptionSet.build(
         CocoCaptions(photos.coco.images, texts), tokenizer, cache, photos_per_batch=2, max_words=4
     )
-    ((batch,),) = batches([group], pad_id=tokenizer.config.pad_id, unk_id=tokenizer.config.unk_id, seed=0)
-    by_photo = dict(zip(batch.photos, batch.targets[:, 0].tolist(), strict=True))
+    (parts,) = batches([group], pad_id=tokenizer.config.pad_id, unk_id=tokenizer.config.unk_id, seed=0)
+    (batch,) = parts
+    by_photo = dict(zip(batch.photos, batch.captions.targets[:, 0].tolist(), strict=True))
     a, runs, brown, dog = (tokenizer.token_id(word) for word in ("a", "runs", "brown", "dog"))
     assert by_photo[0] == [a, IGNORE, runs, tokenizer.config.eos_id]
     assert by_photo[1] == [a, brown, dog, runs]  # cut after four words, so it has no end
-    assert batch.activations.shape == (2, 4, 3, 3)
+    assert batch.view.activations.shape == (2, 4, 3, 3)
+    assert batch.view.colours is None
 
 
 def test_it_goes_on_from_a_whole_model(finished: Path, tmp_path: Path) -> None:
@@ -265,13 +310,14 @@ def test_it_goes_on_from_a_whole_model(finished: Path, tmp_path: Path) -> None:
     assert (output / "tokenizer.json").read_bytes() == (finished / "out" / "tokenizer.json").read_bytes()
 
 
-def reward(photos: PhotoSet, text: str, *, ended: bool = True, **consensus: Any) -> float:
+def reward(photos: PhotoSet, text: str, *, ended: bool = True, **options: Any) -> float:
     """What a caption of the first photo is worth."""
     tokenizer = tiny_checkpoint().tokenizer
-    config = tokenizer.config
-    rules = DecodeRules(prompt_ids=config.start_ids, eos_id=config.eos_id, pad_id=config.pad_id)
-    critic = SelfCritic(photos.coco, tokenizer, rules, num_beams=2, max_words=8, **consensus)
-    (worth,) = critic._rewards(0, [(*tokenizer.encode(text), *([config.eos_id] if ended else []))])
+    references = References([[tokenizer.encode(text) for text in texts] for _, texts in photos.coco.pairs()])
+    alike = options.pop("alike", None)
+    rewards = Rewards([references], tokenizer, TrainingOptions(**options), alike=[alike])
+    end = [tokenizer.config.eos_id] if ended else []
+    (worth,) = rewards((0, 0), [(*tokenizer.encode(text), *end)])
     return worth
 
 
@@ -317,9 +363,10 @@ def test_a_consensus_needs_others_but_not_all_the_world(photos: int) -> None:
 
 def test_what_a_consensus_cannot_compare_is_said_before_anything_is_trained(tmp_path: Path) -> None:
     one = photo_set(tmp_path / "photos", count=1)
-    options = replace(OPTIONS, photos=1, consensus=1.0)
+    options = replace(OPTIONS, consensus=1.0)
+    sets = [TrainingSet(source=one, per_batch=1)]
     with pytest.raises(DataError, match="not 1: leave --consensus out"):
-        train(tiny_checkpoint(), [one], one, tmp_path / "out", options=options, report=print)
+        train(tiny_checkpoint(), sets, one, tmp_path / "out", options=options, report=print)
     assert not (tmp_path / "out").exists()
 
 
@@ -341,7 +388,7 @@ def test_self_critical_training_asks_the_other_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[torch.Tensor] = []
-    monkeypatch.setattr(training, "leave_one_out", lambda f: asked.append(leave_one_out(f)) or asked[0])
+    monkeypatch.setattr(sources_module, "leave_one_out", lambda f: asked.append(leave_one_out(f)) or asked[0])
     run(tmp_path, options=replace(OPTIONS, epochs=1, scst_epochs=2, consensus=1.0))
     assert [tuple(weights.shape) for weights in asked] == [(16, 16)], "once, not in each epoch"
 
@@ -349,9 +396,9 @@ def test_self_critical_training_asks_the_other_photos(
 WORDS = ("ball", "beach", "dog", "grass")
 
 
-def with_word_tags() -> Checkpoint:
+def with_word_tags(*, colours: int = 0) -> Checkpoint:
     """A tiny model that is to know four words; its untrained backbone tells red from green."""
-    checkpoint = tiny_checkpoint(seed=2, words=len(WORDS))
+    checkpoint = tiny_checkpoint(seed=2, words=len(WORDS), colours=colours)
     tags = checkpoint.model.regions.tags
     tags.head_words[tags.classes :] = torch.tensor([checkpoint.tokenizer.token_id(word) for word in WORDS])
     return checkpoint
@@ -391,9 +438,185 @@ def test_word_tags_need_a_backbone_that_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_a_class_token_is_no_part_of_a_mean_feature(tmp_path: Path) -> None:
     whole = replace(OPTIONS, backbone_rate=0.0, frozen_stages=99)
-    trainer = training.Trainer(tiny_vit_checkpoint(), whole, tmp_path)
-    photos = photo_set(tmp_path / "photos", count=2)
-    (cache,) = training.build_caches([photos], [1], trainer, lambda progress: None)
-    (tokens,) = cache.parts(0)
-    assert tokens.shape == (2, 1 + 16, 24)
-    torch.testing.assert_close(trainer.mean_features(cache), tokens[:, 1:].mean(1))
+    photos = TrainingSet(source=photo_set(tmp_path / "photos", count=2), per_batch=2, views=1)
+    sources = Sources(tiny_vit_checkpoint(), [photos], (), whole, tmp_path)
+    sources.build_caches(lambda progress: None)
+    (part,) = sources.sets[0].cache.parts(0)
+    assert part.activations.shape == (2, 1 + 16, 24)
+    (seen,) = sources.seen()
+    torch.testing.assert_close(seen.features, part.activations[:, 1:].float().mean(1))
+
+
+TEXTS = [("a red ball on the beach", "two children play with a red ball"), ("a dog in the grass",)] * 6
+EVERYTHING = replace(
+    OPTIONS,
+    text_epochs=1,
+    epochs=1,
+    scst_epochs=1,
+    text_photos=3,
+    backbone_rate=0.0,
+    token_dropout=0.3,
+    grid_dropout=0.5,
+    tag_swap=0.5,
+    rare_words=True,
+    consensus=1.0,
+    content_precision=0.4,
+    people_penalty=0.5,
+    repeat_penalty=0.3,
+)
+
+
+class InterruptedRunError(Exception):
+    """Somebody stops the run at the end of an epoch."""
+
+
+def everything(folder: Path, *, stop: bool = False) -> list[Progress]:
+    """A run that uses all there is: captions of many people, of one, narratives, and text without photos."""
+    (folder / "out").parent.mkdir(exist_ok=True)
+    many = photo_set(folder / "many", count=6, captions=5)
+    narratives = photo_set(folder / "narratives", count=4, captions=1)
+    more = [
+        TrainingSet(source=replace(many, name="many"), per_batch=2, views=1),
+        TrainingSet(source=replace(narratives, name="told"), per_batch=1, views=1, narratives=True),
+    ]
+    reports: list[Progress] = []
+
+    class Reports(list[Progress]):
+        def append(self, news: Progress) -> None:
+            reports.append(news)
+            if stop and news.scores is not None:
+                raise InterruptedRunError
+
+    run(
+        folder,
+        options=EVERYTHING,
+        start=with_word_tags(colours=2),
+        more=more,
+        texts=TEXTS,
+        reports=Reports(),
+    )
+    return reports
+
+
+def test_all_that_there_is_to_learn_from_takes_part_and_survives_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[list[int]] = []
+    loss = SelfCritic.loss
+    monkeypatch.setattr(
+        SelfCritic,
+        "loss",
+        lambda critic, model, photos, tokens: (
+            searched.append([number for number, _ in photos]),
+            loss(critic, model, photos, tokens),
+        )[1],
+    )
+    reports = everything(tmp_path / "whole")
+    steps = [news for news in reports if news.phase != "cache" and news.scores is None]
+    phases = [news.phase for news in steps]
+    assert phases == ["text"] * 1 + ["xe"] * 8 + ["scst"] * 8, "12 lines a step on text alone"
+    assert all(news.loss is not None for news in steps)
+    assert searched == [[0, 0, 2, 2, 3]] * 8, "not the set with two captions a photo"
+    for _ in range(3):
+        with pytest.raises(InterruptedRunError):
+            everything(tmp_path / "stopped", stop=True)
+    everything(tmp_path / "stopped")
+    ours, theirs = (load_file(tmp_path / x / "out" / "state.safetensors") for x in ("whole", "stopped"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    head = load(tmp_path / "whole" / "out", device="cpu").checkpoint.model.regions.tags.word_head
+    assert head.weight.shape == (len(WORDS), 24 + 8)
+    assert head.weight[:, 24:].abs().max() > 0, "it reads colours"
+
+
+@pytest.mark.parametrize(
+    ("change", "texts", "message"),
+    [
+        ({}, TEXTS, "add --word-tags"),
+        ({"text_epochs": 1}, [], "add --text"),
+    ],
+)
+def test_text_needs_tags_and_epochs_on_text_need_text(
+    change: dict[str, Any], texts: list[tuple[str, ...]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionsError, match=message):
+        run(tmp_path, options=replace(OPTIONS, **change), texts=texts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_takes_no_more_photos_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a batch takes 5 photos, but there are 4"):
+        TrainingSet(source=photo_set(tmp_path / "photos", count=4), per_batch=5)
+
+
+def test_colours_are_kept_beside_the_activations(tmp_path: Path) -> None:
+    photos = TrainingSet(source=photo_set(tmp_path / "photos", count=2), per_batch=2, views=2)
+    start = tiny_checkpoint(seed=2, colours=2)
+    sources = Sources(start, [photos], (), OPTIONS, tmp_path)
+    sources.build_caches(lambda progress: None)
+    cache = sources.sets[0].cache
+    (part,) = cache.parts(1)
+    assert part.colours is not None
+    assert part.colours.shape == (2, 8, 2, 2)
+    torch.testing.assert_close(part.colours.float().sum(1), torch.ones(2, 2, 2), rtol=1e-2, atol=1e-2)
+    red, green = part.colours.float().mean((2, 3))
+    assert red.argmax() == 4, "red, no green, no blue"
+    assert green[4] < 0.2
+    sources.build_caches(lambda progress: pytest.fail("nothing is missing"))
+    cache.colours_path(0).unlink()
+    sources.build_caches(lambda progress: None)
+    assert cache.colours_path(0).exists(), "a run of a model without colours leaves activations alone"
+
+
+def test_the_whole_encoder_is_trained_on_captions_and_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[int]] = []
+    forward = WordLoss.forward
+    monkeypatch.setattr(
+        WordLoss,
+        "forward",
+        lambda loss, features, photos: (
+            told.append([number for number, _ in photos]),
+            forward(loss, features, photos),
+        )[1],
+    )
+    options = replace(
+        OPTIONS,
+        epochs=2,
+        frozen_epochs=1,
+        scst_epochs=0,
+        frozen_stages=0,
+        backbone_rate=0.2,
+        word_loss=0.3,
+        smallest_crop=0.4,
+    )
+    narratives = photo_set(tmp_path / "narratives", count=4, captions=1)
+    told_too = TrainingSet(source=replace(narratives, name="told"), per_batch=1, views=1, narratives=True)
+    start = tiny_checkpoint(seed=2)
+    before = {name: value.clone() for name, value in start.model.state_dict().items()}
+    run(tmp_path, options=options, start=start, more=[told_too])
+    assert told == [[0, 1, 2]] * 8, "in the epoch that trains the encoder, narratives too"
+    after = start.model.state_dict()
+    assert not torch.equal(before["backbone.stem.weight"], after["backbone.stem.weight"])
+    assert torch.equal(before["regions.tags.classifier.weight"], after["regions.tags.classifier.weight"])
+    assert not any("helper" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+    state = TrainingState(start.model, options, tmp_path)
+    lower, upper = (start.model.backbone.stage_parameters(stage)[0] for stage in (0, 4))
+    rates = {id(p): group["rate"] for group in state.optimizer.param_groups for p in group["params"]}
+    assert (rates[id(lower)], rates[id(upper)]) == (0.05, 0.2)
+
+
+def test_word_tags_can_be_those_of_an_earlier_encoder(tmp_path: Path) -> None:
+    options = replace(OPTIONS, epochs=1, scst_epochs=0, backbone_rate=0.0)
+    photos = TrainingSet(source=photo_set(tmp_path / "photos"), per_batch=2, views=1)
+    start, earlier = with_word_tags(colours=2), tiny_checkpoint(seed=5)
+    sources = Sources(start, [photos], (), options, tmp_path)
+    sources.build_caches(lambda progress: None)
+    (own,), _ = sources.fit_word_tags(None, lambda progress: None)
+    (theirs,), _ = sources.fit_word_tags(earlier, lambda progress: None)
+    assert own.tags.shape == theirs.tags.shape == (16, 4)
+    assert not torch.allclose(own.scores.sort(1).values, theirs.scores.sort(1).values)
+    plain = Sources(tiny_checkpoint(), [photos], (), options, tmp_path)
+    with pytest.raises(OptionsError, match="add --word-tags"):
+        plain.check(earlier)

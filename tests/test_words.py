@@ -43,7 +43,7 @@ def test_each_photos_tags_are_those_of_a_fit_without_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(words, "WORDS_AT_ONCE", 2)
     features, captions = random_sets()
     tags = tag_tokens(8, 5, 7, 8)
-    main, extra = fit_word_head(tags, features, captions)
+    main, extra = map(tags.likely_words, fit_word_head(tags, features, captions))
     assert (main.tags.shape, extra.tags.shape) == ((20, 3), (10, 3))
     off = biased = 0.0
     for photo in range(5):
@@ -71,3 +71,26 @@ def test_the_head_tells_how_many_captions_say_a_word():
     much, little = tags.word_head(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])).T[0]
     assert much > 0.8 > 0.7 > little
     assert tags.word_head(torch.randn(5, 3))[:, 2].abs().max() < 1e-6, "no caption says it"
+
+
+@torch.no_grad()
+def test_an_encoder_that_knows_the_photos_by_heart_leaves_the_answers_to_the_one_before():
+    features, captions = random_sets()
+    tags, before = tag_tokens(8, 5, 7, 8), tag_tokens(8, 5, 7, 8)
+    earlier = [torch.randn(20, 3), torch.randn(10, 3)]
+    answers = fit_word_head(tags, features, captions, earlier=earlier)
+    alone = fit_word_head(before, features, captions)
+    assert torch.equal(tags.word_head.weight, before.word_head.weight), "the head reads the encoder of today"
+    narrow = tag_tokens(3, 5, 7, 8)
+    for ours, theirs, own in zip(answers, fit_word_head(narrow, earlier, captions), alone, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not torch.allclose(ours, own)
+
+
+def test_photos_of_further_sets_count_as_the_main_ones_if_many_people_described_them():
+    features = [torch.randn(10, 2), torch.randn(10, 2)]
+    many, few = [[[[5]] * 4] * 10, [[[6]] * 4] * 10], [[[[5]] * 4] * 10, [[[6]]] * 10]
+    for captions, prior in ((many, 0.5), (few, 0.3 / 1.3)):
+        tags = tag_tokens(2, 6)
+        fit_word_head(tags, features, captions)
+        torch.testing.assert_close(tags.word_prior, torch.tensor([prior]))

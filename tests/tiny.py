@@ -23,7 +23,7 @@ SENTENCES = (
 )
 
 
-def tiny_checkpoint(*, seed: int = 0, words: int = 0) -> Checkpoint:
+def tiny_checkpoint(*, seed: int = 0, words: int = 0, colours: int = 0) -> Checkpoint:
     """A 40,000-weight model of our architecture over 30-odd words, the same for the same seed."""
     torch.manual_seed(seed)
     tokenizer = train_word_tokenizer(SENTENCES, min_count=1)
@@ -34,7 +34,9 @@ def tiny_checkpoint(*, seed: int = 0, words: int = 0) -> Checkpoint:
             width=24,
             options={"widths": [4, 4, 8, 8, 8, 12, 16], "repeats": [1] * 7, "stem": 4},
         ),
-        regions=RegionConfig(width=16, layers=1, heads=2, mlp_width=32, classes=10, words=words),
+        regions=RegionConfig(
+            width=16, layers=1, heads=2, mlp_width=32, classes=10, words=words, colours=colours
+        ),
         decoder=DecoderConfig(
             vocab_size=tokenizer.vocab_size,
             width=16,

@@ -147,17 +147,20 @@ class CiderScorer(Generic[K]):
 
     Args:
         references: for each image, its tokenised captions, at least one.
+        others: captions of further images, which count for the document frequencies alone.
 
     Raises:
         DataError: there are no images, or an image has no references.
     """
 
-    def __init__(self, references: Mapping[K, Sequence[Tokens]]) -> None:
+    def __init__(
+        self, references: Mapping[K, Sequence[Tokens]], *, others: Sequence[Sequence[Tokens]] = ()
+    ) -> None:
         _check(references)
         frequencies: Counter[NGram] = Counter()
-        for captions in references.values():
+        for captions in (*references.values(), *others):
             frequencies.update({ngram for caption in captions for ngram in _ngram_counts(caption)})
-        self._unseen_idf = math.log(len(references))
+        self._unseen_idf = math.log(len(references) + len(others))
         self._idf = {ngram: self._unseen_idf - math.log(count) for ngram, count in frequencies.items()}
         self._references = {key: [self._vector(r) for r in captions] for key, captions in references.items()}
 

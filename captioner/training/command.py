@@ -1,17 +1,19 @@
-"""The command ``captioner train``: options, progress bar, and what is said at the end."""
+"""The commands ``captioner train`` and ``captioner average``."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from captioner.errors import DataError, OptionsError
-from captioner.training.options import PhotoSet, Precision, Progress, TrainingOptions
+from captioner.errors import OptionsError
+from captioner.training.options import Offered, PhotoSet, TrainingOptions, TrainingSet
 
 __all__ = ["average", "train"]
 
@@ -20,6 +22,29 @@ def _setting(help_text: str, **bounds: Any) -> Any:
     return typer.Option(help=help_text, rich_help_panel="Recipe", **bounds)
 
 
+def _takes_training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let the command line offer what TrainingOptions marks; the command gets them all as ``options``."""
+    own = inspect.signature(command, eval_str=True)
+    added, marked = [], get_type_hints(TrainingOptions, include_extras=True)
+    for field in fields(TrainingOptions):
+        kind = get_type_hints(TrainingOptions)[field.name]
+        for mark in get_args(marked[field.name]):
+            if isinstance(mark, Offered):
+                setting = _setting(mark.help, min=mark.min, max=mark.max)
+                parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY)
+                added.append(parameter.replace(default=field.default, annotation=Annotated[kind, setting]))
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        recipe = {each.name: given.pop(each.name) for each in added}
+        command(**given, options=TrainingOptions(**recipe))
+
+    kept = [each for name, each in own.parameters.items() if name != "options"]
+    run.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    return run
+
+
+@_takes_training_options
 def train(
     images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the photographs.")],
     train: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions to learn from.")],
@@ -28,15 +53,32 @@ def train(
         Path,
         typer.Option(metavar="DIR", help="Where the checkpoint goes; an unfinished run there continues."),
     ],
+    *,
     val_images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the validation photographs, if it is another."),
     ] = None,
     extra_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of a second set of photographs.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder of a further set of photographs; may be repeated."),
     ] = None,
     extra_train: Annotated[
-        Path | None, typer.Option(metavar="COCO.json", help="Captions of the second set.")
+        list[Path] | None, typer.Option(metavar="COCO.json", help="Captions of that set; one for each.")
+    ] = None,
+    narratives_images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of photographs with a long description each."),
+    ] = None,
+    narratives_train: Annotated[
+        Path | None, typer.Option(metavar="COCO.json", help="The descriptions: a list of words, no style.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help='Captions of photographs that you do not have: JSON Lines with {"captions": […]}, also '
+            "gzipped; may be repeated.",
+        ),
     ] = None,
     backbone: Annotated[
         str,
@@ -51,127 +93,112 @@ def train(
     width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
     layers: Annotated[int, _setting("Number of blocks of the decoder.")] = 3,
     dropout: Annotated[float, _setting("Dropout in the decoder and region encoder.")] = 0.3,
-    token_dropout: Annotated[
-        float,
-        _setting("Share of the region tokens that each step of cross-entropy leaves out.", min=0, max=0.95),
-    ] = TrainingOptions.token_dropout,
-    consensus: Annotated[
-        float,
-        _setting("How much agreement with the captions of similar photos counts in the reward.", min=0),
-    ] = TrainingOptions.consensus,
     word_tags: Annotated[
         bool, _setting("Tell the decoder which words captions of such a photo use.")
     ] = False,
-    tag_swap: Annotated[
-        float,
-        _setting("Share of photos whose tag word is replaced in both tags and captions.", min=0, max=1),
-    ] = TrainingOptions.tag_swap,
-    epochs: Annotated[int, _setting("Passes of cross-entropy training.")] = TrainingOptions.epochs,
-    frozen_epochs: Annotated[
-        int, _setting("How many of these, from the first, do not train the backbone.")
-    ] = TrainingOptions.frozen_epochs,
-    scst_epochs: Annotated[
-        int, _setting("Passes of self-critical training after them.")
-    ] = TrainingOptions.scst_epochs,
-    learning_rate: Annotated[
-        float, _setting("Highest learning rate of cross-entropy training.")
-    ] = TrainingOptions.learning_rate,
-    backbone_rate: Annotated[
-        float, _setting("Factor on the learning rate for the backbone's upper stages; 0 freezes them.")
-    ] = TrainingOptions.backbone_rate,
-    scst_rate: Annotated[
-        float, _setting("Learning rate of self-critical training.")
-    ] = TrainingOptions.scst_rate,
-    frozen_stages: Annotated[
-        int,
-        _setting(
-            "How many of the backbone's stages, from the first, stay fixed. Their output is kept on disk."
-        ),
-    ] = TrainingOptions.frozen_stages,
-    views: Annotated[int, _setting("Number of augmented views of each photo.")] = TrainingOptions.views,
+    views: Annotated[int, _setting("Number of augmented views of each photo.", min=1)] = 4,
     extra_views: Annotated[
-        int, _setting("Number of augmented views of each photo of the second set.")
-    ] = TrainingOptions.extra_views,
-    photos: Annotated[
-        int, _setting("Photos per batch, each with all its captions.")
-    ] = TrainingOptions.photos,
+        int, _setting("Number of augmented views of each photo of the further sets.", min=1)
+    ] = 2,
+    photos: Annotated[int, _setting("Photos per batch, each with all its captions.", min=1)] = 20,
     extra_photos: Annotated[
-        int, _setting("Photos of the second set per batch.")
-    ] = TrainingOptions.extra_photos,
-    max_words: Annotated[
-        int, _setting("Captions are cut after this many words.")
-    ] = TrainingOptions.max_words,
-    keep_epochs: Annotated[
-        bool, _setting("Also keep the weights of each epoch, in OUTPUT/epochs, for `captioner average`.")
-    ] = TrainingOptions.keep_epochs,
-    precision: Annotated[
-        Precision, _setting("Number type of the arithmetic; auto uses the faster one.")
-    ] = TrainingOptions.precision,
-    seed: Annotated[int, _setting("Seed of all random numbers.")] = TrainingOptions.seed,
+        list[int] | None,
+        _setting("Photos of a further set per batch, 10 if not given; one for each set, in their order."),
+    ] = None,
+    narratives_photos: Annotated[int, _setting("Photos with a long description beside a batch.", min=1)] = 10,
+    word_tags_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="With --word-tags, for a --backbone that was trained on these photographs: the model that "
+            "its training began with.",
+        ),
+    ] = None,
+    options: TrainingOptions,
 ) -> None:
     """Train a captioning model. If a run is stopped, the same command continues it."""
     if find_spec("matplotlib") is None:
         raise OptionsError(
             "training draws its learning curve with matplotlib: pip install 'captioner[train]'"
         )
-    if (extra_images is None) != (extra_train is None):
-        raise OptionsError("--extra-images and --extra-train go together")
     if word_tags and start is not None:
         raise OptionsError("a model that --from names has word tags or none: leave --word-tags out")
     import torch
 
-    from captioner.checkpoint import load_checkpoint
-    from captioner.coco import CocoCaptions
+    from captioner.checkpoint import Checkpoint, load_checkpoint
     from captioner.load import model_directory, resolve_device
     from captioner.memory import keep_freed_memory
+    from captioner.training.bar import Bar
     from captioner.training.curve import plot_curve
     from captioner.training.initial import initial_checkpoint
+    from captioner.training.text import read_texts
     from captioner.training.train import train as run
 
+    def load_whole(name: str) -> Checkpoint:
+        return load_checkpoint(model_directory(name), device=torch.device("cpu"), dtype=torch.float32)
+
     keep_freed_memory(all_of_it=True)
-    sets = [PhotoSet(name="main", images=images, coco=CocoCaptions.from_file(train))]
-    if extra_images is not None and extra_train is not None:
-        sets.append(PhotoSet(name="extra", images=extra_images, coco=CocoCaptions.from_file(extra_train)))
-    validation = PhotoSet(name="validation", images=val_images or images, coco=CocoCaptions.from_file(val))
-    _check_sizes(sets, [photos, extra_photos])
-    torch.manual_seed(seed)
+    if (narratives_images is None) != (narratives_train is None):
+        raise OptionsError("--narratives-images and --narratives-train go together")
+    extra = _extra_sets(extra_images or [], extra_train or [], extra_photos or [], extra_views)
+    sets = [TrainingSet(source=_photos("main", images, train), per_batch=photos, views=views), *extra]
+    if narratives_images is not None and narratives_train is not None:
+        source = _photos("narratives", narratives_images, narratives_train)
+        sets.append(
+            TrainingSet(source=source, per_batch=narratives_photos, views=extra_views, narratives=True)
+        )
+    validation = _photos("validation", val_images or images, val)
+    texts = [line for file in text or [] for line in read_texts(file)]
+    torch.manual_seed(options.seed)
     if start is None:
+        captioned = [part.source.coco for part in sets if not part.narratives]
         checkpoint = initial_checkpoint(
-            [texts for photo_set in sets for _, texts in photo_set.coco.pairs()],
+            [texts for coco in captioned for _, texts in coco.pairs()],
             model_directory(backbone),
             description=description,
             word_tags=word_tags,
+            texts=texts,
             width=width,
             layers=layers,
             dropout=dropout,
         )
     else:
-        whole = load_checkpoint(model_directory(start), device=torch.device("cpu"), dtype=torch.float32)
-        checkpoint = replace(whole, description=description, calibration=None)  # of the weights before
+        checkpoint = load_whole(start)  # whose calibration is that of the weights before
+        checkpoint = replace(checkpoint, description=description, calibration=None)
     checkpoint.model.to(resolve_device(device))
-    options = TrainingOptions(
-        token_dropout=token_dropout,
-        tag_swap=tag_swap,
-        consensus=consensus,
-        epochs=epochs,
-        frozen_epochs=frozen_epochs,
-        scst_epochs=scst_epochs,
-        learning_rate=learning_rate,
-        backbone_rate=backbone_rate,
-        scst_rate=scst_rate,
-        frozen_stages=frozen_stages,
-        views=views,
-        extra_views=extra_views,
-        photos=photos,
-        extra_photos=extra_photos,
-        max_words=max_words,
-        keep_epochs=keep_epochs,
-        precision=precision,
-        seed=seed,
-    )
-    with _Bar() as bar:
-        run(checkpoint, sets, validation, output, options=options, report=bar.report)
+    with Bar() as bar:
+        run(
+            checkpoint,
+            sets,
+            validation,
+            output,
+            options=options,
+            texts=texts,
+            word_tags_from=None if word_tags_from is None else load_whole(word_tags_from),
+            report=bar.report,
+        )
     print(f"{output}\t{plot_curve(output)}")
+
+
+def _photos(name: str, images: Path, captions: Path) -> PhotoSet:
+    from captioner.coco import CocoCaptions
+
+    return PhotoSet(name=name, images=images, coco=CocoCaptions.from_file(captions))
+
+
+def _extra_sets(images: list[Path], captions: list[Path], photos: list[int], views: int) -> list[TrainingSet]:
+    """The further sets. Raises OptionsError where it is not clear what belongs together."""
+    if len(images) != len(captions):
+        raise OptionsError("--extra-images and --extra-train go together: give both for each set")
+    if len(photos) not in (0, len(images)):
+        raise OptionsError("--extra-photos: give a number for each set, or none at all")
+    names = ["extra", *(f"extra{number}-" for number in range(2, len(images) + 1))]
+    return [
+        TrainingSet(source=_photos(name, folder, file), per_batch=size, views=views)
+        for name, folder, file, size in zip(
+            names, images, captions, photos or [10] * len(images), strict=False
+        )
+    ]
 
 
 def average(
@@ -217,53 +244,3 @@ def average(
     mean = run(counted, pointer=pointer, image_size=image_size, mirror=mirror, description=description)
     save_checkpoint(mean, output)
     print(output)
-
-
-def _check_sizes(sets: list[PhotoSet], sizes: list[int]) -> None:
-    for photo_set, size in zip(sets, sizes, strict=False):
-        if size > len(photo_set.coco.images):
-            raise DataError(
-                f"a batch takes {size} photos, but there are {len(photo_set.coco.images)}: take fewer"
-            )
-
-
-class _Bar:
-    """A progress bar on a terminal, a line now and then elsewhere; both on stderr."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=None, state="")
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def report(self, news: Progress) -> None:
-        name = {"cache": "view", "xe": "epoch", "scst": "self-critical epoch"}[news.phase]
-        loss = "" if news.loss is None else f"loss {news.loss:.3f}  "
-        state = f"{loss}{news.images_per_second:.1f} images/s"
-        if news.step == 1 or self.progress.tasks[0].total != news.steps:
-            self.progress.reset(self.task, total=news.steps)
-        self.progress.update(self.task, description=f"{name} {news.epoch}", completed=news.step, state=state)
-        if news.scores is not None:
-            scores = "  ".join(
-                f"{key} {value:.1f}" for key, value in news.scores.items() if value is not None
-            )
-            self.console.print(f"{name} {news.epoch}: {state}  {scores}", highlight=False, soft_wrap=True)
-        elif not self.console.is_terminal and news.step % 100 == 0:
-            print(f"{name} {news.epoch} {news.step}/{news.steps} {state}", file=sys.stderr, flush=True)

@@ -25,6 +25,8 @@ __all__ = ["initial_checkpoint", "pointer_channels"]
 SAMPLING = {"top_k": 5, "top_p": 0.5}
 """A new model's own options, for sampling only: drawn from all words, captions make little sense."""
 
+RARE_IN_CAPTIONS, RARE_IN_TEXTS = 4, 12  # how often a word must occur to be known
+SHADES = 4  # of each of red, green and blue in the regions' colours
 EFFICIENTNET_LITE2 = {"widths": [16, 24, 48, 88, 120, 208, 352], "repeats": [1, 3, 3, 4, 4, 5, 1], "stem": 32}
 
 
@@ -34,6 +36,7 @@ def initial_checkpoint(
     *,
     description: str,
     word_tags: bool = False,
+    texts: Sequence[Sequence[str]] = (),
     image_size: int = 288,
     width: int = 384,
     region_layers: int = 1,
@@ -45,6 +48,7 @@ def initial_checkpoint(
 
     Args:
         captions: of each training photo; words that occur four times make the vocabulary.
+        texts: of further photos that are not there; with them a word must occur twelve times in all.
         backbone: a checkpoint directory to take it from, or a file of ``scripts/imagenet_weights.py``.
         description: for ``captioner models``.
         word_tags: with a word head, which the training photos are then to fit (``words.py``).
@@ -60,8 +64,10 @@ def initial_checkpoint(
         DataError: word tags are wanted of captions that have too few words in common.
     """
     tag_words = class_words()
-    texts = [text for photo in captions for text in photo]
-    tokenizer = with_word_classes(train_word_tokenizer(texts, words=set(tag_words) - {""}), texts)
+    spoken = [text for photo in (*captions, *texts) for text in photo]
+    fewest = RARE_IN_TEXTS if texts else RARE_IN_CAPTIONS
+    tokenizer = train_word_tokenizer(spoken, min_count=fewest, words=set(tag_words) - {""})
+    tokenizer = with_word_classes(tokenizer, spoken)
     words = caption_words(captions, tokenizer) if word_tags else []
     if word_tags and not words:
         raise DataError(f"no word is in the captions of {FEWEST_PHOTOS} photos: leave --word-tags out")
@@ -78,6 +84,7 @@ def initial_checkpoint(
             dropout=dropout,
             classes=1000,
             words=len(words),
+            colours=SHADES,
         ),
         decoder=DecoderConfig(
             vocab_size=tokenizer.vocab_size,
@@ -95,6 +102,8 @@ def initial_checkpoint(
     assert model.regions is not None
     assert model.regions.tags is not None
     model.regions.tags.head_words = tag_word_ids(tokenizer, [*tag_words, *words])
+    assert model.regions.project_colours is not None
+    nn.init.normal_(model.regions.project_colours.weight, std=0.1)  # as large as what the features give
     favour_copying(model)
     processor = ImageProcessor(size=image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Checkpoint(

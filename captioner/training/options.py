@@ -4,77 +4,121 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from captioner.coco import CocoCaptions
 from captioner.errors import DataError
 
-__all__ = ["PhotoSet", "Precision", "Progress", "TrainingOptions"]
+__all__ = ["Offered", "PhotoSet", "Precision", "Progress", "TrainingOptions", "TrainingSet"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """``"auto"`` is bfloat16 where the device multiplies matrices faster in it: GPUs, and CPUs made for it."""
 
 
+@dataclass(frozen=True)
+class Offered:
+    """Marks a field that the command line offers, with its help text and its bounds there."""
+
+    help: str
+    min: float | None = None
+    max: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train.
+    """How to train. The command line offers the fields with a help text; that text says what each means.
 
     Attributes:
-        token_dropout: share of the region tokens that a step of cross-entropy training leaves out.
-        tag_swap: share of the photos whose tag word is swapped for another's, in tags and captions, of those
-            whose captions say it (:class:`~captioner.training.swap.TagSwap`).
-        consensus: weight, in the reward, of CIDEr against what other photos' captions let one expect
-            (:class:`~captioner.training.scst.SelfCritic`); 0 rewards by a photo's own captions alone.
-        epochs: passes of cross-entropy training over the main photo set.
-        frozen_epochs: how many of these, from the first, leave the whole backbone as it is: what a decoder
-            that knows nothing yet would ask of it is noise.
-        scst_epochs: passes of self-critical training after it.
-        learning_rate: peak of the decoder's and region encoder's rate; cosine decay after a linear warm-up.
-        backbone_rate: factor on it for the backbone's trainable stages; 0 freezes them.
-            Self-critical training leaves them as they are.
-        scst_rate: learning rate of self-critical training, constant.
         classes_weight: weight of the backbone's loss for classifying otherwise than it did before training,
             so that tag tokens still know what no caption spoke of (learning without forgetting, Li and
             Hoiem 2016).
-        frozen_stages: backbone stages that are never trained and whose output is cached; where the backbone
-            has fewer, all of them.
-        views: augmented views of each photo of the main set.
-        extra_views: of each photo of the extra set, which an epoch sees less of.
-        photos: photos of the main set in a batch, each with all its captions.
-        extra_photos: photos of the extra set beside them.
+        text_weight: how much a caption without a photo counts beside one with a photo.
         label_smoothing: probability spread over all words.
         weight_decay: AdamW's, on matrices only.
         ema: decay a step of the averaged weights that are validated and kept.
-        max_words: longer captions are cut.
         scst_beams: captions for each photo in self-critical training.
-        keep_epochs: keep each epoch's averaged weights, as a checkpoint in ``epochs/N``.
-        precision: of the arithmetic.
-        seed: of everything random.
     """
 
-    token_dropout: float = 0.0
-    tag_swap: float = 0.0
-    consensus: float = 0.0
-    epochs: int = 7
-    frozen_epochs: int = 3
-    scst_epochs: int = 7
-    learning_rate: float = 6e-4
-    backbone_rate: float = 0.1
+    token_dropout: Annotated[
+        float,
+        Offered("Share of the region tokens that each step of cross-entropy leaves out.", min=0, max=0.95),
+    ] = 0.0
+    grid_dropout: Annotated[
+        float,
+        Offered(
+            "Share of the steps of cross-entropy that leave out the whole grid: only the tags remain.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
+    tag_swap: Annotated[
+        float, Offered("Share of photos whose tag word is replaced in both tags and captions.", min=0, max=1)
+    ] = 0.0
+    rare_words: Annotated[
+        bool,
+        Offered(
+            "Show photos more often whose captions use rare words, and those with common words less often."
+        ),
+    ] = False
+    consensus: Annotated[
+        float, Offered("How much agreement with the captions of similar photos counts in the reward.", min=0)
+    ] = 0.0
+    content_precision: Annotated[
+        float,
+        Offered("How much the share of content words that people used as well counts in the reward.", min=0),
+    ] = 0.0
+    people_penalty: Annotated[
+        float,
+        Offered("What a caption loses that names people where nobody did; it is part of the reward.", min=0),
+    ] = 0.0
+    repeat_penalty: Annotated[
+        float,
+        Offered("What a caption loses that uses a content word twice; it is part of the reward.", min=0),
+    ] = 0.0
+    text_epochs: Annotated[
+        int, Offered("Passes over the captions of --text alone, before all others.", min=0)
+    ] = 0
+    epochs: Annotated[int, Offered("Passes of cross-entropy training.")] = 7
+    frozen_epochs: Annotated[
+        int, Offered("How many of these, from the first, do not train the backbone.")
+    ] = 3
+    scst_epochs: Annotated[int, Offered("Passes of self-critical training after them.")] = 7
+    learning_rate: Annotated[float, Offered("Highest learning rate of cross-entropy training.")] = 6e-4
+    backbone_rate: Annotated[
+        float, Offered("Factor on the learning rate for the backbone's upper stages; 0 freezes them.")
+    ] = 0.1
+    scst_rate: Annotated[float, Offered("Learning rate of self-critical training.")] = 5e-5
+    word_loss: Annotated[
+        float,
+        Offered(
+            "How much it counts, while the backbone is trained, that its features tell the captions' words.",
+            min=0,
+        ),
+    ] = 0.0
+    smallest_crop: Annotated[
+        float, Offered("The least share of a photo's area that its cropped views show.", min=0.05, max=1)
+    ] = 0.6
+    frozen_stages: Annotated[
+        int,
+        Offered(
+            "How many of the backbone's stages, from the first, stay fixed. Their output is kept on disk."
+        ),
+    ] = 6
+    text_photos: Annotated[int, Offered("Lines of --text beside each batch of photos.", min=1)] = 64
+    max_words: Annotated[int, Offered("Captions are cut after this many words.")] = 20
+    keep_epochs: Annotated[
+        bool, Offered("Also keep the weights of each epoch, in OUTPUT/epochs, for `captioner average`.")
+    ] = False
+    precision: Annotated[Precision, Offered("Number type of the arithmetic; auto uses the faster one.")] = (
+        "auto"
+    )
+    seed: Annotated[int, Offered("Seed of all random numbers.")] = 0
     classes_weight: float = 1.0
-    scst_rate: float = 5e-5
-    frozen_stages: int = 6
-    views: int = 4
-    extra_views: int = 2
-    photos: int = 20
-    extra_photos: int = 10
+    text_weight: float = 0.6
     label_smoothing: float = 0.1
     weight_decay: float = 0.02
     ema: float = 0.998
-    max_words: int = 20
     scst_beams: int = 5
-    keep_epochs: bool = False
-    precision: Precision = "auto"
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +126,11 @@ class Progress:
     """What the run tells its caller after each step and each validation.
 
     Attributes:
-        phase: ``"cache"``, ``"xe"`` or ``"scst"``.
+        phase: ``"cache"``, ``"text"``, ``"xe"`` or ``"scst"``.
         epoch: 1-based.
         step: photos in phase ``"cache"``, else optimiser steps, done in this epoch.
         steps: of how many.
-        images_per_second: over this epoch so far.
+        images_per_second: over this epoch so far; in phase ``"text"`` lines of text.
         loss: running mean, or None.
         scores: the validation's scores at the end of an epoch, or None.
     """
@@ -117,3 +161,29 @@ class PhotoSet:
                 f"{len(missing)} photos are missing, for one {missing[0]}. Check the images folder."
             )
         return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """Photos to learn from, and how many of them.
+
+    Attributes:
+        source: the photos and their captions.
+        per_batch: photos in a batch, each with all its captions.
+        views: augmented views of each photo.
+        narratives: the texts are no captions but long descriptions: they tell which words are right, but
+            not how to put it.
+
+    Raises:
+        DataError: there are fewer photos than a batch takes.
+    """
+
+    source: PhotoSet
+    per_batch: int = 20
+    views: int = 4
+    narratives: bool = False
+
+    def __post_init__(self) -> None:
+        photos = len(self.source.coco.images)
+        if self.per_batch > photos:
+            raise DataError(f"a batch takes {self.per_batch} photos, but there are {photos}: take fewer")

@@ -7,14 +7,12 @@ it in tags and captions alike: what the caption says can then be known from the 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from captioner.model import TagTokens
 from captioner.tokenizer import CaptionTokenizer
-from captioner.training.data import Batch
+from captioner.training.data import IGNORE, Captions
 
 __all__ = ["TagSwap"]
 
@@ -39,14 +37,15 @@ class TagSwap:
             if a is not None and an is not None
         }
 
-    def __call__(self, batch: Batch, tags: Tensor) -> tuple[Batch, Tensor]:
-        """Copies of a batch and of its photos' tags ``(B, n)``, with some photos' words swapped."""
-        tags, inputs, targets = tags.clone(), batch.input_ids.clone(), batch.targets.clone()
+    def __call__(self, captions: Captions, tags: Tensor) -> tuple[Captions, Tensor]:
+        """Copies of photos' captions and of their tags ``(B, n)``, with some photos' words swapped."""
+        tags, inputs, targets = tags.clone(), captions.input_ids.clone(), captions.targets.clone()
+        counts = (targets != IGNORE).any(2).sum(1).tolist()
         for i in (torch.rand(len(tags)) < self.share).nonzero()[:, 0].tolist():
             words = self.words[tags[i]]
             named = words[: TagTokens.CLASSES]
             said = (inputs[i, :, :, None] == named).any(1).sum(0)  # how many captions say each one's word
-            if int(said.max()) < min(2, inputs.shape[1]):
+            if int(said.max()) < min(2, counts[i]):
                 continue
             old = int(named[said.argmax()])
             other = self.classes[int(torch.randint(len(self.classes), ()))]
@@ -55,7 +54,7 @@ class TagSwap:
                 tags[i, words == old] = other
                 self._replace(inputs[i], old, new)
                 self._replace(targets[i], old, new)
-        return replace(batch, input_ids=inputs, targets=targets), tags
+        return Captions(inputs, targets), tags
 
     def _replace(self, ids: Tensor, old: int, new: int) -> None:
         """In ``(N, T)``, in place, with the article that the new word asks for."""

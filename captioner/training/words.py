@@ -9,19 +9,21 @@ photo itself in, it would learn to trust them blindly.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from captioner.model import Tags, TagTokens
+from captioner.content import FUNCTION_WORDS as NO_CONTENT
+from captioner.model import TagTokens
 from captioner.tokenizer import CaptionTokenizer
+from captioner.training.data import MANY_CAPTIONS
 
-__all__ = ["caption_words", "fit_word_head"]
+__all__ = ["caption_words", "content_tokens", "fit_word_head", "word_shares"]
 
 FEWEST_PHOTOS = 20  # whose captions say a word that is to be a tag
 RIDGE = 0.75  # of a feature's own variance
-EXTRA_WEIGHT = 0.3  # of a photo of an extra set
+FEW_WEIGHT = 0.3  # of a photo of an extra set with few captions
 WORDS_AT_ONCE = 128  # whose numbers are in memory in double precision
 FUNCTION_WORDS = """
 a all an and are as around at back background be been being by down each for from front has have having he
@@ -44,29 +46,63 @@ def caption_words(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer
     return sorted(word for word in words if word.isalpha() and word not in FUNCTION_WORDS.split())
 
 
+def content_tokens(tokenizer: CaptionTokenizer) -> dict[int, str]:
+    """The tokens of a vocabulary that say something of a photo, and the word of each."""
+    words = {token: tokenizer.decode([token]) for token in range(tokenizer.vocab_size)}
+    return {token: word for token, word in words.items() if word[:1].isalnum() and word not in NO_CONTENT}
+
+
 @torch.no_grad()
 def fit_word_head(
-    tags: TagTokens, features: Sequence[Tensor], captions: Sequence[Sequence[Sequence[Sequence[int]]]]
-) -> list[Tags]:
+    tags: TagTokens,
+    features: Sequence[Tensor],
+    captions: Sequence[Sequence[Sequence[Sequence[int]]]],
+    *,
+    earlier: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
     """Solve the word head by the training photos, and tell what it says of each if fitted to all others.
 
     It takes some 30 bytes a photo and channel and 5 a photo and word: half a gigabyte for 12,000 photos.
 
     Args:
         tags: with the word head, its words known.
-        features: the mean features of each photo set, ``(photos, C)``; the main set first.
+        features: of each photo set what the word head reads, ``(photos, C)``; the main set first.
         captions: for each set and photo the token ids of the captions.
+        earlier: the same of a backbone that has not been trained on these photos, if this one has: it knows
+            them by heart, so that leaving a photo out of the fit no longer hides it. The answers are then
+            those of a fit to the earlier features.
 
     Returns:
-        For each set the word tags of its photos, each by a fit without the photo itself.
+        For each set, ``(photos, words)``: the share of a photo's captions that say each word, as a fit
+        without the photo itself has it.
     """
     assert tags.word_head is not None
     words = tags.head_words[tags.classes :].tolist()
     sizes = [len(part) for part in features]
-    x = torch.cat(list(features)).double()
-    shares = torch.cat([_shares(part, words) for part in captions])
-    weight = torch.ones(len(x), 1, dtype=x.dtype)
-    weight[sizes[0] :] = EXTRA_WEIGHT
+    shares = torch.cat([word_shares(part, words) for part in captions])
+    weight = torch.ones(len(shares), 1, dtype=torch.float64)
+    few = [len(texts) < MANY_CAPTIONS for part in captions[1:] for texts in part]
+    weight[sizes[0] :][torch.tensor(few, dtype=torch.bool)] = FEW_WEIGHT
+    said = shares if earlier is None else shares.clone()
+    for columns, slope, bias, prior in _regress(torch.cat(list(features)), said, weight):
+        tags.word_head.weight[columns] = slope.T.to(tags.word_head.weight)
+        tags.word_head.bias[columns] = bias.to(tags.word_head.bias)
+        tags.word_prior[columns] = prior.to(tags.word_prior)
+    if earlier is not None:
+        for _ in _regress(torch.cat(list(earlier)), shares, weight):
+            pass
+    return list(torch.split(shares, sizes))
+
+
+def _regress(
+    features: Tensor, shares: Tensor, weight: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Ridge regression of shares ``(photos, words)`` on features ``(photos, C)``, some words at a time.
+
+    Yields which words, their slope ``(C, words)``, bias and mean. Their shares are then replaced, in place,
+    by what a fit without the photo itself says.
+    """
+    x = features.double()
     total = weight.sum()
     mean = (weight * x).sum(0) / total
     scale = ((weight * (x - mean).square()).sum(0) / total).sqrt() + 1e-3
@@ -75,7 +111,7 @@ def fit_word_head(
     gram.diagonal().add_(RIDGE * total)
     inverse = torch.linalg.inv(gram)
     leverage = weight * ((x @ inverse) * x).sum(1, keepdim=True)
-    for begin in range(0, len(words), WORDS_AT_ONCE):
+    for begin in range(0, shares.shape[1], WORDS_AT_ONCE):
         columns = slice(begin, begin + WORDS_AT_ONCE)
         y = shares[:, columns].double()
         prior = (weight.T @ y)[0] / total
@@ -83,13 +119,10 @@ def fit_word_head(
         solution = inverse @ (x.T @ (weight * y))  # (C, words)
         shares[:, columns] = (x @ solution - leverage * y) / (1 - leverage) + prior  # each photo left out
         slope = solution / scale[:, None]
-        tags.word_head.weight[columns] = slope.T.to(tags.word_head.weight)
-        tags.word_head.bias[columns] = (prior - mean @ slope).to(tags.word_head.bias)
-        tags.word_prior[columns] = prior.to(tags.word_prior)
-    return [tags.likely_words(part) for part in torch.split(shares.to(tags.word_prior), sizes)]
+        yield columns, slope, prior - mean @ slope, prior
 
 
-def _shares(captions: Sequence[Sequence[Sequence[int]]], words: Sequence[int]) -> Tensor:
+def word_shares(captions: Sequence[Sequence[Sequence[int]]], words: Sequence[int]) -> Tensor:
     """The share of each photo's captions that say each word: ``(photos, words)``."""
     columns = {word: column for column, word in enumerate(words)}
     shares = torch.zeros(len(captions), len(words))
