@@ -148,6 +148,7 @@ function summarize() {
   const photos = cards.length === 1 ? "1 photo" : `${cards.length} photos`;
   const without = failed.length ? ` · ${failed.length} without a caption` : "";
   byId("count").textContent = open ? `${done.length} of ${photos} captioned` : photos + without;
+  /** @type {HTMLElement} */ (byId("order").parentElement).hidden = cards.length < 2;
   byId("results").hidden = !cards.length;
   document.body.classList.toggle("begun", cards.length > 0);
   byId("call").textContent = cards.length ? "Add photos" : "Choose photos";

@@ -233,7 +233,7 @@ def test_keyboard_alone_reaches_everything(page: Page, serve: Callable[..., str]
     expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
     page.locator("body").focus()
     reached = []
-    for _ in range(22):
+    for _ in range(23):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
@@ -246,7 +246,7 @@ def test_keyboard_alone_reaches_everything(page: Page, serve: Callable[..., str]
     names = [name for name, _ in reached]
     per_card = ["a, 50% sure, looked at the top left", "Copy caption", "Copy HTML alt"]
     per_card += ["Copy “another 0”", "Copy “another 1”"]
-    expected = ["API", "", "Options", "Caption again", "Download as JSON", "Download as CSV", "Clear"]
+    expected = ["API", "", "Options", "Sort", "Caption again", "Download as JSON", "Download as CSV", "Clear"]
     for name in ("one.png", "two.png"):
         expected += [f"Remove {name}", *per_card]
     assert names[: len(expected)] == expected
