@@ -19,7 +19,8 @@ from standins import Crashing
 from tiny import tiny_captioner
 
 from captioner import Caption, Captioner
-from captioner.runners import Address, RemoteRunner
+from captioner.runners import Address
+from captioner.runners.remote import RemoteRunner
 
 
 def expected(photo: bytes, **options: Any) -> Caption:
