@@ -11,6 +11,7 @@ import base64
 import hashlib
 import io
 import re
+from collections.abc import Iterator
 from html import escape
 from importlib import resources
 from typing import NamedTuple
@@ -35,7 +36,7 @@ FIGURE = """\
 <canvas aria-hidden="true"></canvas><div class="box" aria-hidden="true"></div>
 </div></div>
 <figcaption>
-{doubt}<p class="words">{words}</p>
+{notes}<p class="words">{words}</p>
 <p class="said" aria-live="polite"></p>
 {alternatives}
 <p class="facts"><b>{file}</b> {facts}</p>
@@ -84,9 +85,6 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
         for item in caption.alternatives
     )
     facts = [f"{caption.width} × {caption.height}", caption.model]
-    doubt = "Not sure" if caption.uncertain else ""
-    if caption.unhedged is not None:
-        doubt = f"Not sure of more; the whole caption was “{caption.unhedged.caption}”"
     if caption.confidence is not None:
         facts.append(f"{_percent(caption.confidence)} confident")
     return FIGURE.format(
@@ -94,12 +92,23 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
         height=photo.height,
         jpeg=base64.b64encode(jpeg.getvalue()).decode(),
         caption=escape(caption.caption),
-        doubt=f'<p class="doubt">{escape(doubt)}</p>\n' if doubt else "",
+        notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in _notes(caption)),
         words=_sentence(caption),
         alternatives=f'<ol start="2">{alternatives}</ol>' if alternatives else "",
         file=escape(caption.file or "photograph"),
         facts=escape(" · ".join(facts)),
     )
+
+
+def _notes(caption: Caption) -> Iterator[str]:
+    """What is missing of the photo, and whether the caption is in doubt."""
+    if caption.warning is not None:
+        missing = caption.warning.partition(": ")[2]
+        yield missing[:1].upper() + missing[1:]
+    if caption.unhedged is not None:
+        yield f"Not sure of more; the whole caption was “{caption.unhedged.caption}”"
+    elif caption.uncertain:
+        yield "Not sure"
 
 
 def read_page(template: str, **values: str) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import FakeCaptioner
 from full_disk import largest_file
-from images import draw_noise
+from images import draw_noise, encode
 
 from captioner import DataError, GenerationOptions
 from captioner.batch.counts import Counts
@@ -154,6 +154,37 @@ def test_one_shot_in_several_files_is_captioned_once(tmp_path: Path, wrap: Any):
     draw_noise(70, 50).save(photos / "b" / "4.png")
     assert run(photos, output, dedupe="stem").captioned == 1
     assert records(output)[-1]["duplicate_of"] == f"{photos}/b/4.gif"
+
+
+@pytest.mark.parametrize("wrap", [lambda engine: engine, Backwards])
+def test_a_damaged_file_of_a_shot_does_not_stand_for_the_others(tmp_path: Path, wrap: Any):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("1.bmp", "1.gif", "2.jpeg", "2.png"):
+        (photos / name).write_bytes(b"damaged")
+    for name in ("0.png", "1.png", "1.webp"):
+        draw_noise(70, 50).save(photos / name)
+    fake, output = FakeCaptioner(), tmp_path / "o.jsonl"
+    counts = run(photos, output, wrap(engine(fake)), dedupe="stem")
+    assert (counts.captioned, counts.failed, sum(fake.batches)) == (3, 4, 2)
+    found = {Path(record["file"]).name: record for record in records(output)}
+    assert len(records(output)) == len(found) == 7
+    assert {name for name, record in found.items() if "caption" in record} == {"0.png", "1.png", "1.webp"}
+    first = {name: record["duplicate_of"] for name, record in found.items() if "duplicate_of" in record}
+    assert first == {"1.webp": f"{photos}/1.png"}
+    assert run(photos, output, dedupe="stem").already == 7
+
+
+def test_a_cut_file_of_a_shot_does_not_stand_for_the_others(tmp_path: Path):
+    (tmp_path / "1.jpg").write_bytes(encode(draw_noise(70, 50), "JPEG")[:-500])
+    draw_noise(70, 50).save(tmp_path / "1.png")
+    output = tmp_path / "o" / "o.jsonl"
+    output.parent.mkdir()
+    fake = FakeCaptioner()
+    assert run(tmp_path, output, engine(fake), dedupe="stem").captioned == sum(fake.batches) == 2
+    cut, whole = records(output)
+    assert "warning" in cut
+    assert not whole.keys() & {"warning", "duplicate_of"}
 
 
 @pytest.mark.parametrize("cut", range(11))

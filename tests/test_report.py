@@ -220,13 +220,15 @@ def test_paths_that_cannot_be_are_refused(name: str, problem: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_sure_is_said_in_words(tmp_path: Path):
+def test_what_is_not_sure_or_missing_is_said_in_words(tmp_path: Path):
     doubtful = record("a.jpg") | {"uncertain": True}
     short = record("b.jpg") | {
         "unhedged": {"caption": "a <dog> runs away", "confidence": 0.1, "logprob": -3.0}
     }
-    write_report(tmp_path / "gallery.html", [(PHOTO, doubtful), (PHOTO, short), (PHOTO, record("c.jpg"))])
+    cut = record("c.jpg") | {"warning": "incomplete: the last 15 % of the photo is missing"}
+    write_report(tmp_path / "gallery.html", [(PHOTO, doubtful), (PHOTO, short), (PHOTO, cut)])
     cards = Cards(tmp_path / "gallery.html")
     assert "Not sure" in cards.texts[0]
     assert "Not sure of more; the whole caption was “a <dog> runs away”" in cards.texts[1]
     assert "Not sure" not in cards.texts[2]
+    assert "The last 15 % of the photo is missing" in cards.texts[2]

@@ -57,7 +57,8 @@ def run_batch(
             written as well. Members of shards and a store's files have none.
         dedupe: give photographs of equal bytes one caption, and each record its ``sha256``; "stem": those of
             a folder with equal names but for the suffix, RAW files last. All but the first have a record
-            that names it as ``duplicate_of``.
+            that names it as ``duplicate_of``. If the first of a stem is damaged, the next one has a caption
+            of its own.
         stop: asked after each batch whether to stop.
         progress: told after each batch how far the run is.
 
@@ -66,13 +67,10 @@ def run_batch(
     """
     run = _Run(log, sidecars, stop, progress, dict(origin or {}), update)
     todo = run.distinct(run.missing(items), dedupe) if dedupe else run.expect(run.missing(items))
-    with closing(engine.run(todo)) as batches:
-        for records in batches:
-            for record in records:
-                run.write(record)
-            progress(run.counts)
-            if stop():
-                break
+    run.caption(engine, todo)
+    while run.left_alone and not stop():
+        left_alone, run.left_alone = run.left_alone, []
+        run.caption(engine, run.distinct(left_alone, "stem"))
     run.counts.stopped = stop()
     run.counts.sidecars = sidecars.written if sidecars else 0
     if log.in_place or not run.counts.stopped:
@@ -113,7 +111,8 @@ class _Run:
         self.made_with = {name: value for name, value in origin.items() if name != "model"}
         self.counts = Counts()
         self.expected: dict[str, _Expected] = {}  # by key, in the items' order
-        self.firsts: dict[str, str] = {}  # by digest, the key of the first photograph that has it
+        self.firsts: dict[str, str] = {}  # by digest or stem, the key of the first photograph that has it
+        self.left_alone: list[Item] = []  # of the stem of a photograph that is damaged
 
     def missing(self, items: Iterable[Item]) -> Iterator[Item]:
         """The photographs that need a caption; those that have one get what else this run is to make."""
@@ -172,7 +171,7 @@ class _Run:
     def distinct(self, items: Iterable[Item], dedupe: Dedupe) -> Iterator[Item]:
         """Those whose bytes or stem come for the first time; the others wait for the record of the first."""
         marked: Iterable[tuple[Item, str]] = _shots(items)
-        known = ((_stem(record["file"]), record["file"]) for record in self.log if "caption" in record)
+        known = ((_stem(record["file"]), record["file"]) for record in self.log if _shows_all(record))
         if dedupe == "bytes":
             marked = prefetch(_digest, items, workers=os.cpu_count() or 1, ahead=DIGESTS_AHEAD)
             known = ((digest, key) for digest, key in self.log.digests.items())
@@ -194,6 +193,16 @@ class _Run:
             return False
         return not (self.update and self._made_otherwise(entry))
 
+    def caption(self, engine: Engine, todo: Iterable[Item]) -> None:
+        """Caption photographs that are expected, until all are done or the run is to stop."""
+        with closing(engine.run(todo)) as batches:
+            for records in batches:
+                for record in records:
+                    self.write(record)
+                self.progress(self.counts)
+                if self.stop():
+                    break
+
     def write(self, record: Record) -> None:
         expected = self.expected.pop(record["file"])
         self._write(expected, record)
@@ -207,6 +216,9 @@ class _Run:
                 return
             del self.expected[key]
             record = self.log[expected.first]
+            if not expected.digest and not _shows_all(record):  # another file of the shot may
+                self.left_alone.append(expected.item)
+                continue
             record = _without_sidecar(record) if "caption" in record else record
             self._write(expected, record | {"file": key, "duplicate_of": expected.first})
 
@@ -259,6 +271,11 @@ class _Run:
 def _without_sidecar(record: Record) -> Record:
     """A record without what it says of its sidecar."""
     return {name: value for name, value in record.items() if name not in OF_THE_SIDECAR}
+
+
+def _shows_all(record: Record) -> bool:
+    """Whether the whole of a photograph was captioned, so that its caption is that of its other files too."""
+    return "caption" in record and "warning" not in record
 
 
 def _shots(items: Iterable[Item]) -> Iterator[tuple[Item, str]]:

@@ -2,7 +2,7 @@
 /** The page: photos come in, wait for their turn, and become captions. */
 
 import { Problem, captionPhoto } from "./api.js";
-import { Card, doubt } from "./card.js";
+import { Card, doubt, missing } from "./card.js";
 import { watchIntake } from "./intake.js";
 import { Options } from "./options.js";
 import { download, toCsv, toJson } from "./share.js";
@@ -83,8 +83,8 @@ async function captionCard(card) {
     const smaller = card.file.size + FORM_BYTES > status.maxUpload ? await shrink(card.file) : null;
     if (smaller) await request(card, smaller, signal);
     else await request(card, card.file, signal).catch((error) => requestSmaller(card, error, signal));
-    const unsure = card.caption && doubt(card.caption);
-    announce(`${card.file.name}: ${card.caption?.caption}${unsure && `. ${unsure}`}`);
+    const { caption } = card;
+    if (caption) announce([`${card.file.name}: ${caption.caption}`, missing(caption), doubt(caption)].filter(Boolean).join(". "));
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Problem)) throw error;

@@ -47,7 +47,8 @@ export class Card {
     this.heatmap.hide();
     this.#find(".caption").replaceChildren();
     this.#find(".caption").removeAttribute("role");
-    this.#find(".doubt").hidden = true;
+    this.#note(".warning", "");
+    this.#note(".doubt", "");
     this.#enter("waiting", "Waiting for its turn");
   }
 
@@ -71,8 +72,8 @@ export class Card {
   finish(caption, photo) {
     this.caption = caption;
     const { width, height, alternatives, confidence, model } = caption;
-    this.#find(".doubt").textContent = doubt(caption);
-    this.#find(".doubt").hidden = !doubt(caption);
+    this.#note(".warning", missing(caption));
+    this.#note(".doubt", doubt(caption));
     this.#shape(width / height);
     /** @type {HTMLImageElement} */ (this.#find("img")).alt = caption.caption;
     const pointing = matchMedia("(hover: hover)").matches ? HINT : TOUCH_HINT;
@@ -120,6 +121,12 @@ export class Card {
   /** @param {string} text */
   #say(text) {
     this.#find(".said").textContent = text;
+  }
+
+  /** @param {string} selector @param {string} text - nothing hides it */
+  #note(selector, text) {
+    this.#find(selector).textContent = text;
+    this.#find(selector).hidden = !text;
   }
 
   #loadPhoto() {
@@ -181,10 +188,20 @@ export function doubt({ confidence, uncertain, unhedged }) {
   return uncertain && confidence !== null ? "Not sure" : ""; // of some models nothing is known
 }
 
+/** What is missing of the photo: "The last 15 % of …" for "incomplete: the last 15 % of …". @param {Caption} caption */
+export function missing({ warning = "" }) {
+  return capitalized(warning.replace(/^\w+: /, ""));
+}
+
 /** "is damaged" for "cat.jpg: is damaged", since the name stands above. @param {string} text @param {string} name */
 function asSentence(text, name) {
   const rest = text.startsWith(`${name}: `) ? text.slice(name.length + 2) : text;
-  return rest.charAt(0).toUpperCase() + rest.slice(1);
+  return capitalized(rest);
+}
+
+/** @param {string} text */
+function capitalized(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** @param {number[]} box - in pixels @param {Caption} caption */

@@ -287,6 +287,19 @@ def test_removed_photos_cost_nothing_more(
     assert page.locator("#results").is_hidden()
 
 
+def test_what_is_missing_of_a_photo_is_said(
+    page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner
+):
+    cut = replace(make_caption("a dog"), warning="incomplete: the last 15 % of the photo is missing")
+    captioner.captions["cut.png"] = cut
+    page.goto(serve())
+    cards = add(page, photo("cut.png"), photo("whole.png"))
+    expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
+    expect(cards.nth(0).locator(".warning")).to_have_text("The last 15 % of the photo is missing")
+    expect(cards.nth(1).locator(".warning")).to_be_hidden()
+    expect(cards.nth(0).locator(".doubt")).to_be_hidden()
+
+
 def test_what_is_not_sure_is_said_and_sorted(
     page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner
 ):
