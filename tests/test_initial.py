@@ -9,7 +9,8 @@ from timm.data import ImageNetInfo
 from tiny import tiny_checkpoint
 
 from captioner.decoder import DecoderConfig
-from captioner.model import CaptionModel, ModelConfig, RegionConfig, Tags
+from captioner.model import CaptionModel, ModelConfig
+from captioner.regions import RegionConfig, Tags
 from captioner.tokenizer import train_word_tokenizer
 from captioner.training.initial import class_words, favour_copying, tag_word_ids
 

@@ -33,6 +33,7 @@ ORDER = [
     "memory",
     "vision",
     "decoder",
+    "regions",
     "model",
     "logits",
     "search",

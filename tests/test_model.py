@@ -12,7 +12,8 @@ from tiny import tiny_checkpoint
 from torch import Tensor, nn
 
 from captioner.decoder import DecoderConfig, KVCache, TextDecoder
-from captioner.model import CaptionModel, ModelConfig, RegionConfig, TagTokens, photo_features, region_colours
+from captioner.model import CaptionModel, ModelConfig
+from captioner.regions import RegionConfig, TagTokens, photo_features, region_colours
 from captioner.vision import BackboneConfig
 
 VIT = BackboneConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captioner.model import RegionConfig, TagTokens
+from captioner.regions import RegionConfig, TagTokens
 from captioner.tokenizer import train_word_tokenizer
 from captioner.training.data import IGNORE, Captions
 from captioner.training.swap import TagSwap

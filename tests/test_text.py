@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captioner.errors import DataError
-from captioner.model import RegionConfig, Tags, TagTokens
+from captioner.regions import RegionConfig, Tags, TagTokens
 from captioner.tokenizer import train_word_tokenizer
 from captioner.training.text import KnownPhotos, TextLines, read_texts
 

@@ -25,7 +25,8 @@ from captioner.coco import CocoCaptions
 from captioner.errors import DataError, ImageError, OptionsError
 from captioner.evaluation.evaluate import evaluate
 from captioner.load import load
-from captioner.model import CaptionModel, RegionEncoder, Tags, TagTokens
+from captioner.model import CaptionModel
+from captioner.regions import RegionEncoder, Tags, TagTokens
 from captioner.runners import CheckpointRunner
 from captioner.training import sources as sources_module
 from captioner.training.cache import ActivationCache, augment

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioner.model import RegionConfig, TagTokens
+from captioner.regions import RegionConfig, TagTokens
 from captioner.tokenizer import train_word_tokenizer
 from captioner.training import words
 from captioner.training.words import caption_words, fit_word_head

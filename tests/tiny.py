@@ -10,7 +10,8 @@ from captioner.captioner import Captioner
 from captioner.checkpoint import Checkpoint
 from captioner.decoder import DecoderConfig
 from captioner.image import ImageProcessor
-from captioner.model import CaptionModel, ModelConfig, RegionConfig
+from captioner.model import CaptionModel, ModelConfig
+from captioner.regions import RegionConfig
 from captioner.runners import CheckpointRunner
 from captioner.tokenizer import train_word_tokenizer
 from captioner.vision import BackboneConfig

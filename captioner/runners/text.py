@@ -13,7 +13,7 @@ from captioner.calibration import WordSignals
 from captioner.errors import OptionsError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions, check_positions
 from captioner.image import ImageProcessor
-from captioner.model import TagScores
+from captioner.regions import TagScores
 from captioner.runners.base import PreparedImage, Progress, WrittenCaption
 from captioner.runners.search import streams, tokens_in_steps
 from captioner.tokenizer import CaptionTokenizer, TokenSpan

@@ -20,7 +20,8 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from captioner.image import ImageProcessor, decode_image
-from captioner.model import CaptionModel, region_colours
+from captioner.model import CaptionModel
+from captioner.regions import region_colours
 
 __all__ = ["ActivationCache", "View", "augment"]
 

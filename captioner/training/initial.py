@@ -14,7 +14,8 @@ from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError, DataError
 from captioner.image import ImageProcessor
-from captioner.model import CaptionModel, ModelConfig, RegionConfig
+from captioner.model import CaptionModel, ModelConfig
+from captioner.regions import RegionConfig
 from captioner.tokenizer import CaptionTokenizer, train_word_tokenizer
 from captioner.training.classes import with_word_classes
 from captioner.training.words import FEWEST_PHOTOS, caption_words

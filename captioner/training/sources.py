@@ -13,7 +13,8 @@ from torch import Tensor
 from captioner.checkpoint import Checkpoint
 from captioner.errors import OptionsError
 from captioner.generation import DecodeRules
-from captioner.model import CaptionModel, Tags, photo_features
+from captioner.model import CaptionModel
+from captioner.regions import Tags, photo_features
 from captioner.training.cache import ActivationCache
 from captioner.training.consensus import check_consensus, expected_from, leave_one_out
 from captioner.training.data import CaptionSet

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint
-from captioner.model import CaptionModel, Tags
+from captioner.model import CaptionModel
+from captioner.regions import Tags
 from captioner.training.cache import View
 from captioner.training.data import IGNORE, Batch, Captions
 from captioner.training.precision import depthwise_in_float32

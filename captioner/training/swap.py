@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captioner.model import TagTokens
+from captioner.regions import TagTokens
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import IGNORE, Captions
 

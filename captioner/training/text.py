@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioner.errors import DataError
-from captioner.model import Tags, TagTokens
+from captioner.regions import Tags, TagTokens
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import Captions, pack, sequence
 from captioner.training.words import word_shares

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captioner.content import FUNCTION_WORDS as NO_CONTENT
-from captioner.model import TagTokens
+from captioner.regions import TagTokens
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import MANY_CAPTIONS
 
