@@ -127,6 +127,7 @@ def test_csv_goes_on_from_its_records(library: Path, tmp_path: Path, name: str, 
         f"a photo {60 + number} wide and 50 high" for number in range(5)
     ]
     assert len(records(tmp_path / f"{name}.jsonl")) == len(rows) == 6
+    assert {row["calibrated"] for row in rows if row["caption"]} == {"False"}  # what the confidence means
 
 
 def test_parquet(library: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ __all__ = ["Format", "check_format", "write_table"]
 Format = Literal["jsonl", "csv", "parquet"]
 
 COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives"]
-COLUMNS += ["error", "error_kind", "warning", "sha256", "duplicate_of", "uncertain", "unhedged"]
+COLUMNS += ["error", "error_kind", "warning", "sha256", "duplicate_of", "calibrated", "uncertain", "unhedged"]
 ROW_GROUP = 1024
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
