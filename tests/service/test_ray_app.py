@@ -66,7 +66,13 @@ def deployed(model: Path) -> Iterator[httpx.Client]:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ray.init(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",  # never a cluster that somebody else has started
+        num_cpus=1,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build({"model": str(model), "device": "cpu", "allow_anonymous": True}))
