@@ -47,7 +47,7 @@ def make_library(folder: Path, *, files: int, bad: int, seed: int = 0) -> None:
         if kind == "missing":
             path.symlink_to(folder / "nowhere.jpg")
         else:
-            contents = {"empty": b"", "cut": photo[: len(photo) // 2], "text": b"no photograph"}
+            contents = {"empty": b"", "cut": photo[: len(photo) // 20], "text": b"no photograph"}
             path.write_bytes(contents.get(kind or "", photo))
 
 

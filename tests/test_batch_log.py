@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from full_disk import largest_file
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner import DataError
@@ -78,6 +78,7 @@ def test_text_is_readable_and_any_file_name_survives(path: Path):
         assert log[name] == good(name)
 
 
+@settings(deadline=None)
 @given(cut=st.integers(min_value=0, max_value=10_000))
 def test_a_file_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(
     tmp_path_factory: pytest.TempPathFactory, cut: int

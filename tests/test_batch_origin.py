@@ -24,7 +24,7 @@ def test_only_options_that_are_not_usual_are_told():
 
 
 def test_every_option_that_decides_on_a_caption_counts():
-    others: dict[str, Any] = {"bad_words": ("dog",), "seed": 1, "top_p": 0.5}
+    others: dict[str, Any] = {"bad_words": ("dog",), "stop": ("cat",), "seed": 1, "top_p": 0.5}
     for field in fields(SearchOptions):
         value: Any = others.get(field.name, field.default)
         if value == field.default:

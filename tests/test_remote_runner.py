@@ -75,6 +75,7 @@ KINDS = ["openai", "ollama"]
 def test_captions_words_and_confidences_are_the_servers(kind: str, server: ModelServer):
     model = captioner.load(getattr(server, kind))
     assert model.name == {"openai": "made/up", "ollama": "made-up:2b"}[kind]
+    server.delay = 0.2  # long enough for requests to meet
     captions = model.caption(PHOTOS)
     for photo, caption in zip(PHOTOS, captions, strict=True):
         tokens = pieces(text_of(photo))
