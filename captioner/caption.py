@@ -51,11 +51,12 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """Another caption that the search kept, with its confidence and total log-prob."""
+    """Another caption that the search kept, with its confidence, total log-prob and generated tokens."""
 
     caption: str
     confidence: float | None
     logprob: float | None
+    tokens: int | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The alternative as JSON-ready data."""
@@ -86,6 +87,8 @@ class Caption:
         uncertain: whether the confidence is below the least that was asked for.
         unhedged: the whole caption where ``caption`` is what is sure of it; else None.
         warning: what is missing of the photo, such as ``"incomplete: …"``; None where nothing is.
+        tokens: how many tokens were generated, the end token included; None where that is not known, as of a
+            caption that was read from JSON, which does not have it.
     """
 
     file: str | None
@@ -101,6 +104,7 @@ class Caption:
     uncertain: bool = False
     unhedged: Alternative | None = None
     warning: str | None = None
+    tokens: int | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The caption as JSON-ready data; ``uncertain``, ``unhedged`` and ``warning`` only where set."""

@@ -49,6 +49,7 @@ def compose(
         words=tuple(_words(best, image)),
         alternatives=tuple(other.alternative() for other in others[: options.alternatives]),
         calibrated=calibration is not None,
+        tokens=best.tokens,
     )
     if not options.min_confidence or (best.confidence or 0.0) >= options.min_confidence:
         return caption
@@ -101,6 +102,10 @@ class _Rated:
     def logprob(self) -> float | None:
         return None if self.written.logprobs is None else sum(self.written.logprobs)
 
+    @property
+    def tokens(self) -> int | None:
+        return None if self.written.logprobs is None else len(self.written.logprobs)
+
     def confidence_of(self, part: Iterable[int]) -> float | None:
         """The confidence of some words of the caption together."""
         kept = list(part)
@@ -111,7 +116,9 @@ class _Rated:
         return _likelihood(tokens) if tokens else None
 
     def alternative(self) -> Alternative:
-        return Alternative(caption=self.written.text, confidence=self.confidence, logprob=self.logprob)
+        return Alternative(
+            caption=self.written.text, confidence=self.confidence, logprob=self.logprob, tokens=self.tokens
+        )
 
 
 def _shorter(rated: Sequence[_Rated], least: float) -> tuple[_Rated, Phrase] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -28,10 +27,8 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def count_tokens(caption: Caption | Alternative) -> int:
-    """How many tokens were generated; confidence is defined as exp(logprob / tokens)."""
-    if caption.logprob is None or not caption.confidence or caption.confidence == 1:  # unknown, or rounded
-        return len(caption.caption.split()) + 1
-    return round(caption.logprob / math.log(caption.confidence))
+    """How many tokens were generated; where that is not known, its words and an end."""
+    return len(caption.caption.split()) + 1 if caption.tokens is None else caption.tokens
 
 
 class Metrics:

@@ -15,6 +15,7 @@ from captioner.compose import compose
 from captioner.options import GenerationOptions, SearchOptions
 from captioner.runners import PreparedImage, WrittenCaption
 from captioner.tokenizer import TokenSpan
+from service.metrics import count_tokens
 
 IMAGE = PreparedImage(content=None, width=64, height=64, file="x.jpg")
 FLAT = {"bias": 0.0, **dict.fromkeys(FEATURES, 0.0)}
@@ -150,3 +151,11 @@ def test_records_come_back_from_json(options: dict[str, object]):
     caption = composed(CAPTION, written("a dog"), alternatives=1, **options)
     data = json.loads(json.dumps(caption.to_dict()))
     assert Caption.from_dict(data).to_dict() == data
+
+
+def test_tokens_are_counted_whatever_the_confidence_means():
+    caption = composed(CAPTION, alternatives=1)
+    assert caption.tokens == len(CAPTION.logprobs or ())
+    assert "tokens" not in caption.to_dict()
+    assert count_tokens(caption) == caption.tokens
+    assert count_tokens(Caption.from_dict(caption.to_dict())) == len(caption.caption.split()) + 1
