@@ -155,7 +155,9 @@ def test_a_greedy_stream_comes_word_by_word(both: Both):
     options = GenerationOptions(num_beams=1, max_length=8)
     (whole,) = both.ours.caption(PHOTOS[:1], options)
     *events, last = both.ours.stream(PHOTOS[0], options)
-    assert last.caption == whole
+    assert last.caption is not None
+    assert [word.text for word in last.caption.words] == [word.text for word in whole.words]
+    assert last.caption.logprob == pytest.approx(whole.logprob, rel=1e-4)  # another thread rounds by itself
     assert "".join(event.text for event in [*events, last]) == whole.caption
     assert len(events) >= len(whole.caption.split()) - 2
     stream = both.ours.stream(PHOTOS[0], options)
