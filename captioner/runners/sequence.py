@@ -6,7 +6,7 @@ question: neither has a map of the photo for each word, so words come without at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
-from captioner.errors import CheckpointError
 from captioner.generation import DecodeRules, SearchOptions
 from captioner.image import ImageProcessor, PixelBox
-from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import UNASKED, Lacks, PreparedImage, WrittenCaption
+from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
 from captioner.runners.quiet import quiet_transformers
 from captioner.runners.search import Task, search
-from captioner.runners.text import decode_rules, normalized, progress, prompt_of, stops_at, written
+from captioner.runners.text import normalized, prompt_of, stops_at, written
 
 __all__ = ["SequenceRunner", "is_sequence_model", "read_sequence_model"]
 
@@ -49,19 +49,14 @@ def read_sequence_model(
     weight_files(directory)  # refuses a pickle with a better word than transformers has for it
     kind = read_json(directory / "config.json")["model_type"]
     settings = read_json(directory / "generation_config.json", optional=True)
-    try:
+    with refusing_damage(directory):
         with quiet_transformers():
             network, report = getattr(library, CLASSES[kind]).from_pretrained(
                 directory, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             processor = library.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
         question = processor(text=TASK, images=Image.new("RGB", (64, 64))) if kind == "florence2" else None
-    except Exception as error:  # transformers raises whatever its parts make of damage
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{directory} cannot be loaded by transformers: {reason}") from error
-    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
-    if lacking:
-        raise CheckpointError(f"the weights of {directory} do not fit config.json: {lacking[:3]}")
+    check_fit(report, directory)
     return SequenceRunner(
         network.to(device).eval().requires_grad_(False),
         directory,
@@ -72,7 +67,7 @@ def read_sequence_model(
     )
 
 
-class SequenceRunner(NetworkRunner):
+class SequenceRunner(LibraryRunner):
     """Runs a network with the search of `transformers`.
 
     Args:
@@ -123,29 +118,6 @@ class SequenceRunner(NetworkRunner):
     def prepare(self, pixels: Image.Image, box: PixelBox | None = None) -> Tensor:
         """``(3, H, W)`` uint8."""
         return self._processor(pixels, box)
-
-    def check_options(self, options: SearchOptions) -> None:
-        """Raises OptionsError: see :meth:`rules`."""
-        self.rules(options)
-
-    def rules(self, options: SearchOptions) -> DecodeRules:
-        """The token ids of what the options say in words; errors are those of ``text.decode_rules``."""
-        return decode_rules(self._tokenizer, options, self._positions)
-
-    @torch.inference_mode()
-    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
-        """See :class:`~captioner.runners.base.Runner`."""
-        return self._caption(images, options, self.rules(options), None)
-
-    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
-        """See :class:`~captioner.runners.base.Runner`; a beam search comes in one step."""
-        rules = self.rules(options)  # errors come with the call
-
-        @torch.inference_mode()
-        def run(streamer: Any) -> list[WrittenCaption]:
-            return self._caption([image], options, rules, streamer)[0]
-
-        return progress(self._tokenizer, prompt_of(self._tokenizer, rules), options, run)
 
     def _caption(
         self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any

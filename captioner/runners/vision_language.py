@@ -7,7 +7,7 @@ where the model has one, else by a plain question. Words have maps of the photo 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from captioner.convert.files import read_json, weight_files
 from captioner.errors import CheckpointError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.image import PixelBox
-from captioner.runners.base import Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import Lacks, PreparedImage, WrittenCaption
 from captioner.runners.grid import photo_grids, photo_places
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
+from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
 from captioner.runners.quiet import quiet_transformers
 from captioner.runners.search import Task, force, search
-from captioner.runners.text import decode_rules, progress, prompt_of, stops_at, written
+from captioner.runners.text import prompt_of, stops_at, written
 from captioner.runners.watch import eager_view, recorded
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
@@ -61,7 +62,7 @@ def read_vision_language(
     """
     library: Any = import_module("transformers")
     weight_files(directory)  # refuses a pickle with a better word than transformers has for it
-    try:
+    with refusing_damage(directory):
         with quiet_transformers():
             network, report = library.AutoModelForImageTextToText.from_pretrained(
                 directory,
@@ -72,12 +73,7 @@ def read_vision_language(
             )
             processor = library.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
         backend = processor.tokenizer.backend_tokenizer
-    except Exception as error:  # transformers raises whatever its parts make of damage
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{directory} cannot be loaded by transformers: {reason}") from error
-    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
-    if lacking:
-        raise CheckpointError(f"the weights of {directory} do not fit config.json: {lacking[:3]}")
+    check_fit(report, directory)
     network = network.to(device).eval().requires_grad_(False)
     kind = network.config.model_type
     return VisionLanguageRunner(
@@ -85,7 +81,7 @@ def read_vision_language(
     )
 
 
-class VisionLanguageRunner(NetworkRunner):
+class VisionLanguageRunner(LibraryRunner):
     """Runs a vision-language model.
 
     Args:
@@ -99,6 +95,7 @@ class VisionLanguageRunner(NetworkRunner):
     generation = {"num_beams": 1, "max_length": 128}  # noqa: RUF012 - never changed
     checkpoint = None
     min_side = MAX_SIDE
+    _positions = POSITIONS
 
     def __init__(self, network: Any, processor: Any, backend: Any, *, description: str) -> None:
         super().__init__(network)
@@ -135,28 +132,6 @@ class VisionLanguageRunner(NetworkRunner):
         scale = min(1.0, MAX_SIDE / max(right - left, bottom - top))
         size = (max(1, round(scale * (right - left))), max(1, round(scale * (bottom - top))))
         return pixels.resize(size, Resampling.BICUBIC, box=box)
-
-    def check_options(self, options: SearchOptions) -> None:
-        """Raises OptionsError: the prompt holds what ends a caption."""
-        self._rules(options)
-
-    @torch.inference_mode()
-    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
-        """See :class:`~captioner.runners.base.Runner`."""
-        return self._caption(images, options, self._rules(options), None)
-
-    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
-        """See :class:`~captioner.runners.base.Runner`; a beam search comes in one step."""
-        rules = self._rules(options)  # errors come with the call
-
-        @torch.inference_mode()
-        def run(streamer: Any) -> list[WrittenCaption]:
-            return self._caption([image], options, rules, streamer)[0]
-
-        return progress(self._tokenizer, prompt_of(self._tokenizer, rules), options, run)
-
-    def _rules(self, options: SearchOptions) -> DecodeRules:
-        return decode_rules(self._tokenizer, options, POSITIONS)
 
     def _caption(
         self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any
