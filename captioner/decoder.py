@@ -7,7 +7,9 @@ are computed once per image. ``B`` images, ``N`` rows of text per image (beams, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -19,7 +21,20 @@ from captioner.linear import Linear, PackedWeights, linear
 __all__ = ["Activation", "CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
 
 Norm = Literal["pre", "post"]
-Activation = Literal["gelu", "gelu_tanh"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +50,11 @@ class DecoderConfig:
         max_positions: longest sequence in tokens.
         region_width: channels of a region token.
         norm: layer norm before each sublayer and at the end ("pre", GPT-2) or after each ("post", BERT).
-        embedding_norm: layer norm after the embeddings (BERT).
+        embedding_scale: what word embeddings are multiplied by, where they go in and not where they score.
+        embedding_norm: layer norm after the embeddings (BERT, BART).
         head_transform: dense layer, GELU and layer norm before the output (BERT).
-        activation: "gelu" or its "gelu_tanh" approximation (GPT-2).
+        activation: of each MLP: "gelu", its approximations "gelu_tanh" (GPT-2) and "quick_gelu", "relu" or
+            "silu".
         output_bias: a bias for each word of the output.
         eps: epsilon of the layer norms.
         dropout: probability with which training drops a channel.
@@ -54,6 +71,7 @@ class DecoderConfig:
     max_positions: int
     region_width: int
     norm: Norm = "pre"
+    embedding_scale: float = 1.0
     embedding_norm: bool = False
     head_transform: bool = False
     activation: Activation = "gelu"
@@ -206,16 +224,16 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
-        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+        self.activation = _ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        out: Tensor = self.fc2(self.activation(self.fc1(x)))
         return out
 
 
@@ -283,7 +301,10 @@ class TextDecoder(nn.Module):
         """
         batch, rows, length = input_ids.shape
         start = 0 if cache is None else cache.tokens
-        x = self.word_embedding(input_ids) + self.position_embedding.weight[start : start + length]
+        x = self.word_embedding(input_ids)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        x = x + self.position_embedding.weight[start : start + length]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x).flatten(1, 2)  # (B, N*T, D)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "BackboneConfig",
     "EfficientNetLite",
     "TimmBackbone",
+    "TransformersBackbone",
     "VisionTransformer",
     "build_backbone",
 ]
@@ -32,7 +34,8 @@ class BackboneConfig:
     """What distinguishes one backbone from another.
 
     Attributes:
-        kind: ``efficientnet_lite`` and ``vit`` are built here; ``timm`` is any convolutional network of timm.
+        kind: ``efficientnet_lite`` and ``vit`` are built here; ``timm`` is any convolutional network of timm,
+            ``transformers`` an encoder of that library.
         image_size: side of the square input in pixels.
         width: channels of the features that come out.
         options: arguments of the backbone's class, by name.
@@ -232,6 +235,41 @@ class TimmBackbone(Backbone):
         return list(self.network.parameters()) if start == 0 else []
 
 
+LIBRARY_ENCODERS = {"florence_vision": ("Florence2VisionConfig", "Florence2VisionBackbone")}
+"""The encoders of `transformers` that are run: by model type their classes of configuration and network."""
+
+
+class TransformersBackbone(Backbone):
+    """An encoder of `transformers`, as one stage.
+
+    Args:
+        config: its configuration there, with its ``model_type``.
+        prefix: tokens before the grid's, where it gives a sequence.
+
+    Raises:
+        ValueError: it is none of :data:`LIBRARY_ENCODERS`.
+    """
+
+    num_stages = 1
+
+    def __init__(self, *, config: Mapping[str, Any], prefix: int = 0) -> None:
+        super().__init__()
+        if config["model_type"] not in LIBRARY_ENCODERS:
+            raise ValueError(f"unknown encoder of transformers {config['model_type']!r}")
+        library: Any = import_module("transformers")  # here, since its import takes seconds
+        settings, network = (getattr(library, name) for name in LIBRARY_ENCODERS[config["model_type"]])
+        with torch.device("cpu"):  # on the meta device, buffers that no file holds would have no values
+            self.network = network(settings.from_dict(dict(config)))
+        self.prefix = prefix
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        features: Tensor = self.network(x).last_hidden_state if start == 0 and stop != 0 else x
+        return features
+
+    def stage_parameters(self, start: int) -> list[nn.Parameter]:
+        return list(self.network.parameters()) if start == 0 else []
+
+
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that a configuration describes, with random weights."""
     if config.mirror and config.kind == "vit":
@@ -243,4 +281,6 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         return VisionTransformer(image_size=config.image_size, width=config.width, **options)
     if config.kind == "timm":
         return TimmBackbone(**options)
+    if config.kind == "transformers":
+        return TransformersBackbone(**options)
     raise ValueError(f"unknown backbone kind {config.kind!r}")

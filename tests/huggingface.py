@@ -105,7 +105,9 @@ def blip(*, seed: int = 0) -> BlipForConditionalGeneration:
     return model
 
 
-def vit_gpt2(*, seed: int = 0, width: int = 24, **encoder: Any) -> VisionEncoderDecoderModel:
+def vit_gpt2(
+    *, seed: int = 0, width: int = 24, activation: str = "gelu_new", **encoder: Any
+) -> VisionEncoderDecoderModel:
     """ViT and GPT-2; of another width than the encoder's 24 it has a projection between the two."""
     end = gpt2_tokenizer().eos_token_id
     decoder = GPT2Config(
@@ -114,6 +116,7 @@ def vit_gpt2(*, seed: int = 0, width: int = 24, **encoder: Any) -> VisionEncoder
         n_embd=width,
         n_layer=2,
         n_head=4,
+        activation_function=activation,
         bos_token_id=end,
         eos_token_id=end,
     )

@@ -32,6 +32,11 @@ KINDS: dict[str, Callable[..., PreTrainedModel]] = {
     "blip": huggingface.save_blip,
     "vit-gpt2": huggingface.save_vit_gpt2,
     "vit-gpt2 of two widths": lambda folder, **kw: huggingface.save_vit_gpt2(folder, width=16, **kw),
+    "vit-gpt2 with relu": lambda folder, **kw: huggingface.save_vit_gpt2(folder, activation="relu", **kw),
+    "vit-gpt2 with swish": lambda folder, **kw: huggingface.save_vit_gpt2(folder, activation="swish", **kw),
+    "vit-gpt2 with quick_gelu": lambda folder, **kw: huggingface.save_vit_gpt2(
+        folder, activation="quick_gelu", **kw
+    ),
     "vit-gpt2 without biases": lambda folder, **kw: huggingface.save_vit_gpt2(folder, qkv_bias=False, **kw),
 }
 
@@ -330,7 +335,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         r"BlipForQuestionAnswering.*Supported",
     ),
     "another decoder": (set_part("decoder", model_type="bert"), r"'vit'.*'bert'.*Supported"),
-    "another activation": (set_part("decoder", activation_function="relu"), r"'relu'.*Supported"),
+    "another activation": (set_part("decoder", activation_function="tanh"), r"'tanh'.*Supported"),
     "another scaling": (set_part("decoder", scale_attn_by_inverse_layer_idx=True), r"scales.*Supported"),
     "several ends": (set_config("generation_config.json", eos_token_id=[0, 1]), r"several.*eos_token_id"),
     "a wrong number": (set_part("decoder", n_head=0), "does not describe a model"),

@@ -29,6 +29,7 @@ VARIANTS = {
     "ours": DECODER,
     "gpt2": replace(DECODER, activation="gelu_tanh", output_bias=False),
     "bert": replace(DECODER, norm="post", embedding_norm=True, head_transform=True, eps=1e-12),
+    "bart": replace(DECODER, norm="post", embedding_norm=True, embedding_scale=4.0, output_bias=False),
 }
 
 
@@ -74,7 +75,17 @@ def test_a_configuration_with_missing_or_unknown_keys_is_refused(change: dict[st
         ModelConfig.from_dict({**tiny_checkpoint().model.config.to_dict(), **change})
 
 
-@pytest.mark.parametrize("change", [{"norm": "none"}, {"activation": "relu"}, {"heads": 3}])
+@torch.inference_mode()
+def test_a_scale_of_the_embeddings_counts_where_they_go_in_and_not_where_they_score():
+    scaled, plain = (random_decoder(replace(DECODER, embedding_scale=scale)) for scale in (4.0, 1.0))
+    ids, region_tokens = random_ids(2, 1, 7), torch.randn(2, 5, 12)
+    weight = plain.word_embedding.weight
+    weight *= 4
+    expected = scores(plain, ids, region_tokens) - plain.output_bias
+    torch.testing.assert_close(scores(scaled, ids, region_tokens) - scaled.output_bias, expected / 4)
+
+
+@pytest.mark.parametrize("change", [{"norm": "none"}, {"activation": "tanh"}, {"heads": 3}])
 def test_a_decoder_that_cannot_be_is_refused(change: dict[str, Any]):
     with pytest.raises(ValueError, match=r"norm|heads"):
         TextDecoder(replace(DECODER, **change))

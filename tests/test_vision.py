@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import timm
@@ -20,6 +21,19 @@ from captioner.vision import (
 )
 
 SMALL_LITE = {"widths": [4, 4, 8, 8, 8, 12, 16], "repeats": [1, 2, 1, 1, 1, 1, 1], "stem": 4}
+SMALL_DAVIT = {
+    "model_type": "florence_vision",
+    "depths": [1, 1],
+    "patch_size": [7, 3],
+    "patch_stride": [4, 2],
+    "patch_padding": [3, 1],
+    "patch_prenorm": [False, True],
+    "embed_dim": [8, 16],
+    "num_heads": [2, 2],
+    "num_groups": [2, 2],
+    "window_size": 4,
+    "drop_path_rate": 0.0,
+}
 SMALL_VIT = {"patch_size": 8, "layers": 3, "heads": 2, "mlp_width": 32}
 
 
@@ -45,6 +59,9 @@ def small_backbones() -> dict[str, Backbone]:
         ),
         "vit": BackboneConfig(kind="vit", image_size=32, width=16, options=SMALL_VIT),
         "timm": BackboneConfig(kind="timm", image_size=64, width=512, options={"name": "test_resnet"}),
+        "transformers": BackboneConfig(
+            kind="transformers", image_size=64, width=16, options={"config": SMALL_DAVIT}
+        ),
     }
     return {kind: build_backbone(config).eval() for kind, config in kinds.items()}
 
@@ -94,7 +111,7 @@ def test_vision_transformer_is_timms():
     )
 
 
-@pytest.mark.parametrize("kind", ["efficientnet_lite", "vit", "timm"])
+@pytest.mark.parametrize("kind", ["efficientnet_lite", "vit", "timm", "transformers"])
 @torch.inference_mode()
 def test_stages_make_up_the_whole(kind: str):
     backbone = small_backbones()[kind]
@@ -105,7 +122,7 @@ def test_stages_make_up_the_whole(kind: str):
         torch.testing.assert_close(backbone.run(backbone.run(pixel_values, 0, cut), cut), whole)
 
 
-@pytest.mark.parametrize("kind", ["efficientnet_lite", "vit", "timm"])
+@pytest.mark.parametrize("kind", ["efficientnet_lite", "vit", "timm", "transformers"])
 def test_stage_parameters_are_those_that_the_upper_stages_use(kind: str):
     backbone = small_backbones()[kind].train()
     size = 32 if kind == "vit" else 64
@@ -127,9 +144,23 @@ def test_a_timm_network_gives_its_last_feature_map():
     assert features.shape[-2:] == (2, 2)
 
 
-def test_an_unknown_kind_is_refused():
+@torch.inference_mode()
+def test_an_encoder_of_transformers_gives_its_last_state():
+    backbone = small_backbones()["transformers"]
+    photos = torch.randn(2, 3, 64, 64)
+    features = backbone.run(photos)
+    assert features.shape == (2, 16, 8, 8)
+    assert features.equal(backbone.network(photos).last_hidden_state)
+    twice = backbone.to(memory_format=torch.channels_last).run(photos)
+    torch.testing.assert_close(twice, features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("swin", {}), ("transformers", {"config": {"model_type": "swin"}})]
+)
+def test_an_unknown_kind_is_refused(kind: str, options: dict[str, Any]):
     with pytest.raises(ValueError, match="'swin'"):
-        build_backbone(BackboneConfig(kind="swin", image_size=32, width=8))
+        build_backbone(BackboneConfig(kind=kind, image_size=32, width=8, options=options))
 
 
 def test_a_vit_sees_nothing_in_the_mirror():
