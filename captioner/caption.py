@@ -51,12 +51,13 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """Another caption that the search kept, with its confidence, total log-prob and generated tokens."""
+    """Another caption that the search kept; the attributes are those of :class:`Caption`."""
 
     caption: str
     confidence: float | None
     logprob: float | None
     tokens: int | None = field(default=None, compare=False)
+    finished: bool | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The alternative as JSON-ready data."""
@@ -89,6 +90,8 @@ class Caption:
         warning: what is missing of the photo, such as ``"incomplete: …"``; None where nothing is.
         tokens: how many tokens were generated, the end token included; None where that is not known, as of a
             caption that was read from JSON, which does not have it.
+        finished: whether the model ended the caption; False where ``max_length`` cut it off, None where that
+            is not known, likewise.
     """
 
     file: str | None
@@ -105,6 +108,7 @@ class Caption:
     unhedged: Alternative | None = None
     warning: str | None = None
     tokens: int | None = field(default=None, compare=False)
+    finished: bool | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The caption as JSON-ready data; ``uncertain``, ``unhedged`` and ``warning`` only where set."""

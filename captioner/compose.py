@@ -50,6 +50,7 @@ def compose(
         alternatives=tuple(other.alternative() for other in others[: options.alternatives]),
         calibrated=calibration is not None,
         tokens=best.tokens,
+        finished=best.written.finished,
     )
     if not options.min_confidence or (best.confidence or 0.0) >= options.min_confidence:
         return caption
@@ -117,7 +118,11 @@ class _Rated:
 
     def alternative(self) -> Alternative:
         return Alternative(
-            caption=self.written.text, confidence=self.confidence, logprob=self.logprob, tokens=self.tokens
+            caption=self.written.text,
+            confidence=self.confidence,
+            logprob=self.logprob,
+            tokens=self.tokens,
+            finished=self.written.finished,
         )
 
 

@@ -26,7 +26,7 @@ from service.routes import BUSY, STRANGERS, caption_images, check_model, stream_
 from service.schemas import CaptionOptions
 from service.sse import EventStream, format_event
 
-__all__ = ["before_stop", "router"]
+__all__ = ["certain_length", "router"]
 
 HUGGING_FACE_DUMMY = "dummy"
 """The model that huggingface_hub asks for where it was given a URL in place of one."""
@@ -70,7 +70,8 @@ async def create_chat_completion(request: Request) -> Response:
         return EventStream(request, chunks)
     (caption,) = await until_gone(request, caption_images(service, [image], options))
     found = _all_of(caption)
-    choices = [_choice(index, item, chat.stop or (), options) for index, item in enumerate(found)]
+    choices = [_choice(index, item, chat.stop or ()) for index, item in enumerate(found)]
+    choices[0] |= _doubt(caption, options)
     return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": _usage(found)})
 
 
@@ -114,6 +115,7 @@ def _chat_options(service: Service, chat: ChatRequest) -> SearchOptions:
     limit = chat.max_completion_tokens or chat.max_tokens or longest
     given: dict[str, Any] = {"max_length": min(limit, longest), "alternatives": (chat.n or 1) - 1}
     given |= service.instruction(chat.last_text())
+    given |= {"min_confidence": chat.min_confidence, "hedge": chat.hedge}
     if chat.temperature or (chat.temperature is None and chat.top_p is not None):
         given |= {"do_sample": True, "temperature": max(0.01, chat.temperature or 1.0)}
         if chat.top_p not in (None, 1):  # clients send OpenAI's default by habit
@@ -130,8 +132,8 @@ async def _chunks(
     *,
     include_usage: bool,
 ) -> AsyncGenerator[bytes]:
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def chunk(delta: dict[str, str], finish_reason: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason, **more}
         return format_event({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
     async with contextlib.aclosing(events):
@@ -140,12 +142,12 @@ async def _chunks(
             text, sent = "", 0
             async for event in events:
                 text += event.text
-                certain = before_stop(text, stop, ended=event.caption is not None)
+                certain = certain_length(text, stop, ended=event.caption is not None)
                 if certain > sent:
                     yield chunk({"content": text[sent:certain]})
                     sent = certain
                 if event.caption:
-                    yield chunk({}, _finish_reason(event.caption, stop, options))
+                    yield chunk({}, _finish_reason(event.caption, stop), **_doubt(event.caption, options))
                     if include_usage:
                         usage = _usage([event.caption])
                         yield format_event(
@@ -160,19 +162,26 @@ def _all_of(caption: Caption) -> list[Caption | Alternative]:
     return [caption, *caption.alternatives]
 
 
-def _choice(
-    index: int, item: Caption | Alternative, stop: Sequence[str], options: SearchOptions
-) -> dict[str, Any]:
-    text = item.caption[: before_stop(item.caption, stop, ended=True)]
+def _choice(index: int, item: Caption | Alternative, stop: Sequence[str]) -> dict[str, Any]:
+    text = item.caption[: certain_length(item.caption, stop, ended=True)]
     return {
         "index": index,
         "message": {"role": "assistant", "content": text, "refusal": None},
         "logprobs": None,
-        "finish_reason": _finish_reason(item, stop, options),
+        "finish_reason": _finish_reason(item, stop),
     }
 
 
-def before_stop(text: str, stop: Sequence[str], *, ended: bool) -> int:
+def _doubt(caption: Caption, options: SearchOptions) -> dict[str, Any]:
+    """What OpenAI's form has no field for, and who set a least confidence waits for."""
+    if not options.min_confidence:
+        return {}
+    found = caption.to_dict()
+    wanted = ("confidence", "calibrated", "uncertain", "unhedged")
+    return {"uncertain": False, **{name: found[name] for name in wanted if name in found}}
+
+
+def certain_length(text: str, stop: Sequence[str], *, ended: bool) -> int:
     """How many characters of a text come before the first of the texts to stop at that is complete.
 
     While it has not ended, its last characters may be the beginning of one.
@@ -184,10 +193,9 @@ def before_stop(text: str, stop: Sequence[str], *, ended: bool) -> int:
     return len(text) - max(begun, default=0) * (not ended)
 
 
-def _finish_reason(caption: Caption | Alternative, stop: Sequence[str], options: SearchOptions) -> str:
-    if any(each in caption.caption for each in stop):
-        return "stop"
-    return "length" if count_tokens(caption) >= options.max_length else "stop"
+def _finish_reason(caption: Caption | Alternative, stop: Sequence[str]) -> str:
+    stopped = any(each in caption.caption for each in stop)
+    return "length" if caption.finished is False and not stopped else "stop"
 
 
 def _usage(captions: list[Caption | Alternative]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.schemas import EXAMPLE_PNG, CaptionOptions, as_url
+from service.schemas import EXAMPLE_PNG, AlternativeOut, CaptionOptions, as_url
 
 __all__ = ["ChatCompletion", "ChatRequest", "GeneratedText", "InferenceRequest"]
 
@@ -125,6 +125,15 @@ class ChatRequest(BaseModel):
     )
     seed: int | None = Field(None, description="The same seed gives the same captions.")
     stop: StopTexts | None = Field(None, description="The caption ends before any of these texts.")
+    min_confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Not OpenAI's: the choice says whether its caption is less likely to be right than this.",
+    )
+    hedge: bool | None = Field(
+        None, description="Not OpenAI's: shorten such a caption to what is sure; by default those below 0.5."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +172,10 @@ class ChoiceOut(BaseModel):
     message: AnswerOut
     logprobs: None
     finish_reason: Literal["stop", "length"]
+    confidence: float | None = Field(None, description="With `min_confidence` or `hedge`, as are the next.")
+    calibrated: bool | None = None
+    uncertain: bool | None = None
+    unhedged: AlternativeOut | None = Field(None, description="The whole caption, if it was shortened.")
 
 
 class UsageOut(BaseModel):

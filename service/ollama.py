@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from captioner import Caption, SearchOptions, StreamEvent
-from service.compat import before_stop
+from service.compat import certain_length
 from service.docs import body_of, problems
 from service.errors import Problem, problem_of
 from service.inputs import ImageText, Service, read_json, service_of, until_gone
@@ -180,14 +180,14 @@ async def _answer(
     image, options = ImageText(images[-1], "images"), _options(service, how, prompt)
     if body.stream is not False:
         events = await stream_image(request, image, options)
-        return Lines(request, _lines(events, body, options, put, begun))
+        return Lines(request, _lines(events, body, put, begun))
     (caption,) = await until_gone(request, caption_images(service, [image], options))
-    text = caption.caption[: before_stop(caption.caption, how.stop or (), ended=True)]
-    return JSONResponse({**_head(body), **put(text), **_end(caption, options, begun)})
+    text = caption.caption[: certain_length(caption.caption, how.stop or (), ended=True)]
+    return JSONResponse({**_head(body), **put(text), **_end(caption, begun)})
 
 
 async def _lines(
-    events: AsyncGenerator[StreamEvent], body: OllamaRequest, options: SearchOptions, put: Put, begun: int
+    events: AsyncGenerator[StreamEvent], body: OllamaRequest, put: Put, begun: int
 ) -> AsyncGenerator[bytes]:
     stop = (body.options and body.options.stop) or ()
     text, sent = "", 0
@@ -195,12 +195,12 @@ async def _lines(
         try:
             async for event in events:
                 text += event.text
-                certain = before_stop(text, stop, ended=event.caption is not None)
+                certain = certain_length(text, stop, ended=event.caption is not None)
                 if certain > sent:
                     yield _line({**_head(body), **put(text[sent:certain]), "done": False})
                     sent = certain
                 if event.caption:
-                    yield _line({**_head(body), **put(""), **_end(event.caption, options, begun)})
+                    yield _line({**_head(body), **put(""), **_end(event.caption, begun)})
         except Exception as error:
             yield _line({"error": problem_of(error).document["detail"]})
 
@@ -222,12 +222,12 @@ def _head(body: OllamaRequest) -> dict[str, Any]:
     return {"model": body.model, "created_at": datetime.now(UTC).isoformat()}
 
 
-def _end(caption: Caption, options: SearchOptions, begun: int) -> dict[str, Any]:
+def _end(caption: Caption, begun: int) -> dict[str, Any]:
     """The last piece's counts; durations are in nanoseconds."""
     count, took = count_tokens(caption), perf_counter_ns() - begun
     return {
         "done": True,
-        "done_reason": "length" if count >= options.max_length else "stop",
+        "done_reason": "length" if caption.finished is False else "stop",
         "total_duration": took,
         "load_duration": 0,
         "prompt_eval_count": 0,

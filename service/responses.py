@@ -50,7 +50,7 @@ async def create_response(request: Request) -> Response:
         detail = "there is no photo: send one as an input_image"
         raise Problem(400, "chat", "The input cannot be followed", detail)
     image, options = ImageText(url, "image_url"), _options(service, body, text)
-    draft = _Draft(body, options)
+    draft = _Draft(body)
     if body.stream:
         return EventStream(request, draft.events(await stream_image(request, image, options)))
     (caption,) = await until_gone(request, caption_images(service, [image], options))
@@ -71,19 +71,15 @@ def _options(service: Service, body: ResponsesRequest, text: str) -> SearchOptio
 class _Draft:
     """A response on its way: its ids, and the events that tell of it."""
 
-    def __init__(self, body: ResponsesRequest, options: SearchOptions) -> None:
-        self.body, self.options = body, options
-        self.id, self.item_id, self.created = (
-            f"resp_{REQUEST_ID.get()}",
-            f"msg_{REQUEST_ID.get()}",
-            int(time()),
-        )
+    def __init__(self, body: ResponsesRequest) -> None:
+        self.body, self.created = body, int(time())
+        self.id, self.item_id = f"resp_{REQUEST_ID.get()}", f"msg_{REQUEST_ID.get()}"
         self._number = 0
 
     def whole(self, caption: Caption | None = None) -> dict[str, Any]:
         """The response; without a caption, as it is before there is one."""
         count = 0 if caption is None else count_tokens(caption)
-        cut = caption is not None and count >= self.options.max_length
+        cut = caption is not None and caption.finished is False
         status = "in_progress" if caption is None else "incomplete" if cut else "completed"
         usage = {
             "input_tokens": 0,

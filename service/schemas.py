@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from captioner import GenerationOptions
 
 __all__ = [
+    "AlternativeOut",
     "CaptionOptions",
     "CaptionOut",
     "CaptionsForm",

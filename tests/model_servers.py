@@ -39,6 +39,7 @@ class ModelServer:
     Attributes:
         fault: chooses what goes wrong: ``429``, ``500``, any other status, ``slow``, ``cut``, ``nonsense``,
             ``empty``, ``endless``, ``refuse``.
+        finish: why it ends an answer: ``stop`` or ``length``.
         logprobs: ``yes``, ``no`` (it tells none) or ``refuse`` (it answers 400 to who asks).
         bodies: of all requests, in the order they came.
         asked: how often each photo was asked for.
@@ -47,6 +48,7 @@ class ModelServer:
     """
 
     fault: Fault = no_fault
+    finish: str = "stop"
     logprobs: str = "yes"
     key: str = ""
     retry_after: str = "0"
@@ -125,14 +127,22 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "refuse":
                 message = {"role": "assistant", "content": None, "refusal": "no people, please"}
             logprobs = {"content": tokens} if tokens else None
-            choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "stop"}
+            choice = {
+                "index": 0,
+                "message": message,
+                "logprobs": logprobs,
+                "finish_reason": self.state.finish,
+            }
             self.answer(200, {"object": "chat.completion", "choices": [choice]})
         else:
             events = []
             for token in pieces(text):
                 logprobs = {"content": [token]} if tokens else None
                 events.append({"choices": [{"delta": {"content": token["token"]}, "logprobs": logprobs}]})
-            lines = [f"data: {json.dumps(event)}\n\n" for event in [*events, {"choices": [], "usage": {}}]]
+            end = {"choices": [{"delta": {}, "finish_reason": self.state.finish}]}
+            lines = [
+                f"data: {json.dumps(event)}\n\n" for event in [*events, end, {"choices": [], "usage": {}}]
+            ]
             self.stream([*lines, "data: [DONE]\n\n"], "text/event-stream", cut=fault == "cut stream")
         self.state.answered[text] += 1
 
@@ -147,14 +157,16 @@ class _Handler(BaseHTTPRequestHandler):
         tokens = pieces(text)
         known = self.state.logprobs == "yes" and body.get("logprobs")
         if not body["stream"]:
-            answer: dict[str, Any] = {"message": {"role": "assistant", "content": text}, "done": True}
+            end = {"done": True, "done_reason": self.state.finish}
+            answer: dict[str, Any] = {"message": {"role": "assistant", "content": text}, **end}
             self.answer(200, answer | ({"logprobs": tokens} if known else {}))
         else:
             parts: list[dict[str, Any]] = []
             for token in tokens:
                 part = {"message": {"content": token["token"]}, "done": False}
                 parts.append(part | ({"logprobs": [token]} if known else {}))
-            lines = [f"{json.dumps(part)}\n" for part in [*parts, {"message": {"content": ""}, "done": True}]]
+            parts.append({"message": {"content": ""}, "done": True, "done_reason": self.state.finish})
+            lines = [f"{json.dumps(part)}\n" for part in parts]
             self.stream(lines, "application/x-ndjson", cut=fault == "cut stream")
         self.state.answered[text] += 1
         return None

@@ -477,14 +477,14 @@ def test_a_server_that_fails_on_everything_ends_the_run(
         assert sum(server.asked.values()) <= 24
 
 
-def kill_and_go_on(folder: Path, *, photos: int, kills: int) -> None:
+def kill_and_go_on(kind: str, folder: Path, *, photos: int, kills: int) -> None:
     """Kill batches at random moments; at the end every photo has one record, and few were asked for twice."""
     library = make_library(folder / "library", photos)
     program = [sys.executable, "-c", "import sys; from captioner.cli import main; sys.exit(main())"]
     environment = {**os.environ, "CAPTIONER_REMOTE_PARALLEL": "4"}
     draw, output = random.Random(0), folder / "out.jsonl"
     with model_server(fault=faults, delay=0.002) as server:
-        command = [*program, *batch(server, "openai", folder, "--batch-size", "16")]
+        command = [*program, *batch(server, kind, folder, "--batch-size", "16")]
         for _ in range(kills):
             done = len(server.answered)
             goal = done + draw.randrange(1, max(2, photos // kills))
@@ -502,10 +502,11 @@ def kill_and_go_on(folder: Path, *, photos: int, kills: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_that_is_killed_loses_and_doubles_nothing(tmp_path: Path):
-    kill_and_go_on(tmp_path, photos=300, kills=3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_is_killed_loses_and_doubles_nothing(kind: str, tmp_path: Path):
+    kill_and_go_on(kind, tmp_path, photos=300, kills=3)
 
 
-if __name__ == "__main__":  # the full size: python tests/test_remote_runner.py FOLDER
-    kill_and_go_on(Path(sys.argv[1]), photos=2000, kills=12)
-    print("2000 photos, 12 kills: nothing lost, nothing doubled")
+if __name__ == "__main__":  # the full size: python tests/test_remote_runner.py openai|ollama FOLDER
+    kill_and_go_on(sys.argv[1], Path(sys.argv[2]), photos=2000, kills=12)
+    print(f"{sys.argv[1]}: 2000 photos, 12 kills: nothing lost, nothing doubled")

@@ -79,6 +79,8 @@ class WrittenCaption:
         words: the words that the model wrote, each with its range of ``logprobs``, empty where unknown.
         signals: what decoding knows of each of the words; empty where that is nothing but log-probs.
         maps: ``(tokens, h, w)`` float32 on the CPU, where the model looked for each token; or None.
+        finished: whether the model ended it; False where ``max_length`` cut it off, None where a server does
+            not say.
     """
 
     text: str
@@ -86,6 +88,7 @@ class WrittenCaption:
     words: Sequence[TokenSpan]
     signals: Sequence[WordSignals] = ()
     maps: Tensor | None = None
+    finished: bool | None = None
 
 
 @dataclass(frozen=True)

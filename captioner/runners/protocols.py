@@ -60,11 +60,14 @@ class Answer:
         text: as it came.
         tokens: each token's bytes and natural log-prob; None where the server tells none.
         ended: whether it is the last piece.
+        finished: whether the model ended the text, False where the limit of tokens cut it off; None in a
+            piece, or from a server, that does not say.
     """
 
     text: str
     tokens: tuple[tuple[bytes, float], ...] | None = None
     ended: bool = False
+    finished: bool | None = None
 
 
 class ServerProtocol(Protocol):
@@ -126,7 +129,8 @@ class OpenAIProtocol:
                 content = "".join(part.get("text", "") for part in content)
             if not isinstance(content, str):
                 raise TypeError
-            return Answer(content, _tokens((choice.get("logprobs") or {}).get("content")), ended=True)
+            logprobs = _tokens((choice.get("logprobs") or {}).get("content"))
+            return Answer(content, logprobs, ended=True, finished=_finished(choice.get("finish_reason")))
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise _nonsense() from error
 
@@ -145,7 +149,8 @@ class OpenAIProtocol:
                 return None  # the usage
             choice = data["choices"][0]
             logprobs = _tokens((choice.get("logprobs") or {}).get("content"))
-            return Answer(choice["delta"].get("content") or "", logprobs)
+            finished = _finished(choice.get("finish_reason"))
+            return Answer(choice["delta"].get("content") or "", logprobs, finished=finished)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise _nonsense() from error
 
@@ -188,7 +193,8 @@ class OllamaProtocol:
             content = data["message"]["content"]
             if not isinstance(content, str):
                 raise TypeError
-            return Answer(content, _tokens(data.get("logprobs")), ended=bool(data.get("done")))
+            logprobs, finished = _tokens(data.get("logprobs")), _finished(data.get("done_reason"))
+            return Answer(content, logprobs, ended=bool(data.get("done")), finished=finished)
         except (KeyError, TypeError) as error:
             raise _nonsense() from error
 
@@ -211,9 +217,11 @@ def written_answer(answer: Answer) -> WrittenCaption:
     if not text:
         raise RemoteError("the server's model answers with nothing")
     if answer.tokens is None:
-        return WrittenCaption(text, None, [TokenSpan(word, 0, 0) for word in text.split()])
+        words = [TokenSpan(word, 0, 0) for word in text.split()]
+        return WrittenCaption(text, None, words, finished=answer.finished)
     logprobs = [logprob for _, logprob in answer.tokens]
-    return WrittenCaption(text, logprobs, _spans(text, [piece for piece, _ in answer.tokens]))
+    words = _spans(text, [piece for piece, _ in answer.tokens])
+    return WrittenCaption(text, logprobs, words, finished=answer.finished)
 
 
 def _spans(text: str, pieces: Sequence[bytes]) -> list[TokenSpan]:
@@ -245,6 +253,11 @@ def _tokens(items: Any) -> tuple[tuple[bytes, float], ...] | None:
         data, logprob = item.get("bytes"), min(0.0, float(item["logprob"]))
         found.append((bytes(data) if data is not None else str(item["token"]).encode(), logprob))
     return tuple(found)
+
+
+def _finished(reason: Any) -> bool | None:
+    """What a server's reason for the end of a text says; its words are those of both APIs."""
+    return None if reason is None else reason != "length"
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -121,18 +121,19 @@ class RemoteRunner:
         return self._progress(image, options)
 
     def _progress(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
-        text, tokens, ended = "", list[tuple[bytes, float]](), False
+        text, tokens, ended, finished = "", list[tuple[bytes, float]](), False, None
         for line in self._client.lines(self._protocol.path, self._body(image, options, 0, stream=True)):
             piece = self._protocol.read_line(line)
             if piece is None:
                 continue
             text, ended = text + piece.text, ended or piece.ended
+            finished = finished if piece.finished is None else piece.finished
             tokens += piece.tokens or ()
             if piece.text:
                 yield Progress(answer_text(text))
         if not ended:
             raise RemoteError(f"{self.address.host} broke off before the caption was whole")
-        first = written_answer(Answer(text, tuple(tokens) or None))
+        first = written_answer(Answer(text, tuple(tokens) or None, finished=finished))
         others = [
             self._ask(image, options, number, threading.Event())
             for number in range(1, 1 + options.alternatives)

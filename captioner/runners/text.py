@@ -18,7 +18,7 @@ from captioner.runners.base import PreparedImage, Progress, WrittenCaption
 from captioner.runners.search import streams, tokens_in_steps
 from captioner.tokenizer import CaptionTokenizer, TokenSpan
 
-__all__ = ["before_stop", "decode_rules", "normalized", "progress", "prompt_of", "stops_at", "written"]
+__all__ = ["cut_at_stop", "decode_rules", "normalized", "progress", "prompt_of", "stops_at", "written"]
 
 NO_TAGS = TagScores(words={}, classes={})
 
@@ -69,7 +69,7 @@ def written(
 ) -> WrittenCaption:
     """A hypothesis as text, up to the first of ``stop``; ``prompt`` has the ids of the text before it."""
     token_ids, start = [*prompt, *hypothesis.token_ids], len(prompt)
-    text = before_stop(tokenizer.decode(token_ids), stop)
+    text = cut_at_stop(tokenizer.decode(token_ids), stop)
     spans = tokenizer.words(token_ids)
     if stop:
         spans = [replace(span, text=word) for span, word in zip(spans, text.split(), strict=False)]
@@ -79,7 +79,7 @@ def written(
         if span.stop > start  # else it is a word of the prompt
     ]
     signals = [_signals(span, hypothesis, tags) for span in words]
-    return WrittenCaption(text, hypothesis.logprobs, words, signals, maps)
+    return WrittenCaption(text, hypothesis.logprobs, words, signals, maps, hypothesis.finished)
 
 
 def _signals(span: TokenSpan, hypothesis: Hypothesis, tags: TagScores) -> WordSignals:
@@ -93,7 +93,7 @@ def _signals(span: TokenSpan, hypothesis: Hypothesis, tags: TagScores) -> WordSi
     )
 
 
-def before_stop(text: str, stop: Sequence[str]) -> str:
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the texts that end it."""
     places = [text.find(each) for each in stop]
     return text[: min((place for place in places if place >= 0), default=len(text))].rstrip()
@@ -131,7 +131,7 @@ def progress(
     for item in tokens_in_steps(run):
         if isinstance(item, Tensor):
             token_ids.append(int(item[0]))
-            text = before_stop(tokenizer.decode(token_ids), options.stop)
+            text = cut_at_stop(tokenizer.decode(token_ids), options.stop)
             yield Progress(text[: len(text) - held])  # what is held may be the start of a text that ends it
         else:
             yield Progress(item[0].text, tuple(item))

@@ -5,7 +5,8 @@
  * @typedef {{text: string, confidence: number | null, attention?: number[][], box?: number[]}} Word
  * @typedef {{caption: string, confidence: number | null, logprob: number | null}} Alternative
  * @typedef {Alternative & {file: string, model: string, width: number, height: number, words: Word[],
- *   alternatives: Alternative[], uncertain?: boolean, unhedged?: Alternative, warning?: string}} Caption
+ *   alternatives: Alternative[], calibrated: boolean, uncertain?: boolean, unhedged?: Alternative,
+ *   warning?: string}} Caption
  */
 
 const PATIENCE_MS = 120_000;

@@ -42,7 +42,8 @@ export function toJson(captions) {
   return JSON.stringify({ model: captions[0]?.model, captions }, null, 1) + "\n";
 }
 
-const COLUMNS = /** @type {const} */ (["file", "caption", "confidence", "logprob", "model", "width", "height"]);
+const COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives", "warning", "calibrated",
+  "uncertain", "unhedged"];
 
 /**
  * The table that `captioner batch` writes, as RFC 4180 has it; the byte order mark tells spreadsheets of UTF-8.
@@ -52,13 +53,17 @@ const COLUMNS = /** @type {const} */ (["file", "caption", "confidence", "logprob
 export function toCsv(captions) {
   const rows = captions.map((caption) => {
     const others = caption.alternatives.map((other) => other.caption);
-    return [...COLUMNS.map((column) => caption[column]), others.length ? JSON.stringify(others) : ""];
+    /** @type {Record<string, any>} */
+    const cells = { ...caption, alternatives: others.length ? JSON.stringify(others) : "", unhedged: caption.unhedged?.caption };
+    return COLUMNS.map((column) => cells[column]);
   });
-  return "\ufeff" + [[...COLUMNS, "alternatives"], ...rows].map((row) => row.map(csvCell).join(",") + "\r\n").join("");
+  return "\ufeff" + [COLUMNS, ...rows].map((row) => row.map(csvCell).join(",") + "\r\n").join("");
 }
 
-/** A text that a spreadsheet would run as a formula gets an apostrophe. @param {string | number} value */
+/** A text that a spreadsheet would run as a formula gets an apostrophe. @param {unknown} value */
 function csvCell(value) {
+  if (value === undefined || value === null) return "";
+  if (typeof value === "boolean") return value ? "True" : "False"; // as `captioner batch` writes it
   const text = typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -218,7 +218,11 @@ def test_all_captions_are_downloaded(page: Page, serve: Callable[..., str], capt
     for name, text in {"=one.png": 'a "b", c', "two.png": "é"}.items():
         captioner.captions[name] = make_caption(text, file=name)
     others = (Alternative(caption='"d"', confidence=0.25, logprob=-3.0),)
-    captioner.captions["two.png"] = replace(captioner.captions["two.png"], alternatives=others)
+    whole = Alternative(caption="é, maybe", confidence=0.1, logprob=-5.0)
+    captioner.captions["two.png"] = replace(
+        captioner.captions["two.png"], alternatives=others, unhedged=whole, warning="incomplete: half of it"
+    )
+    captioner.captions["=one.png"] = replace(captioner.captions["=one.png"], uncertain=True, calibrated=True)
     page.goto(serve())
     add(page, photo("=one.png"), photo("two.png"))
     expect(page.get_by_role("heading", level=2)).to_have_text("2 photos")
@@ -232,10 +236,15 @@ def test_all_captions_are_downloaded(page: Page, serve: Callable[..., str], capt
     captions = json.loads(downloaded("Download as JSON"))["captions"]
     assert captions == [captioner.captions[name].to_dict() for name in ("=one.png", "two.png")]
     rows = list(csv.DictReader(io.StringIO(downloaded("Download as CSV"), newline="")))
-    assert list(rows[0]) == [*COLUMNS[: COLUMNS.index("alternatives")], "alternatives"]
+    of_batches_alone = {"error", "error_kind", "sha256", "duplicate_of"}
+    assert list(rows[0]) == [name for name in COLUMNS if name not in of_batches_alone]
     assert [(row["file"], row["caption"], row["confidence"], row["alternatives"]) for row in rows] == [
         ("'=one.png", 'a "b", c', "0.5", ""),
         ("two.png", "é", "0.5", '["\\"d\\""]'),
+    ]
+    assert [(row["warning"], row["calibrated"], row["uncertain"], row["unhedged"]) for row in rows] == [
+        ("", "True", "True", ""),
+        ("incomplete: half of it", "False", "", "é, maybe"),
     ]
 
 

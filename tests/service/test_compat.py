@@ -15,13 +15,15 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from images import draw_noise, encode
+from model_servers import model_server
 from problems import check_problem
 from standins import Crashing
 from tiny import tiny_captioner, tiny_checkpoint
 
 from captioner import Caption, Captioner, GenerationOptions
-from captioner.runners import CheckpointRunner
-from service.compat import before_stop
+from captioner.runners import Address, CheckpointRunner
+from captioner.runners.remote import RemoteRunner
+from service.compat import certain_length
 
 
 def expected(photo: bytes, **options: Any) -> Caption:
@@ -73,6 +75,54 @@ def test_openai_completion(client_of_openai: openai.OpenAI, chat: list[Any], pho
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 12
     assert choice.finish_reason == "length"  # the tiny model never ends by itself
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_every_form_says_what_ended_a_caption(serve, photo: bytes, finish: str):
+    with model_server(finish=finish) as server:
+        model = Captioner(RemoteRunner(Address.parse(server.openai)), name="asked")
+        with serve(model) as client:
+            url, data = image_part(photo)["image_url"]["url"], base64.b64encode(photo).decode()
+            chat = {"messages": chat_of([image_part(photo)]), "max_tokens": 2}
+            content = [{"type": "input_image", "image_url": url}]
+            response = {"input": [{"role": "user", "content": content}], "max_output_tokens": 2}
+            generate = {"model": "asked", "images": [data], "options": {"num_predict": 2}}
+
+            def asked(path: str, body: dict[str, Any], **more: Any) -> str:
+                answer = client.post(path, json={**body, **more})
+                assert answer.status_code == 200
+                return answer.text
+
+            for stream in (False, True):
+                text = asked("/v1/chat/completions", chat, stream=stream)
+                assert f'"finish_reason":"{finish}"' in text.replace(": ", ":")
+                text = asked("/v1/responses", response, stream=stream)
+                cut = '"status":"incomplete"' in text.replace(": ", ":")
+                assert cut == (finish == "length")
+                text = asked("/api/generate", generate, stream=stream)
+                assert f'"done_reason":"{finish}"' in text.replace(": ", ":")
+
+
+def test_openai_marks_and_shortens_what_is_not_sure(
+    client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes
+):
+    create = client_of_openai.chat.completions.create
+    (choice,) = create(model="tiny", messages=chat, extra_body={"min_confidence": 0.99}).choices
+    assert choice.model_extra is not None
+    assert choice.model_extra["uncertain"] is True
+    assert choice.model_extra["confidence"] == expected(photo).to_dict()["confidence"]
+    *_, last = create(model="tiny", messages=chat, extra_body={"hedge": True}, stream=True)
+    hedged = expected(photo, hedge=True, min_confidence=0.5)
+    assert last.choices[0].model_extra == {
+        name: value
+        for name, value in {"uncertain": False, **hedged.to_dict()}.items()
+        if name in ("confidence", "calibrated", "uncertain", "unhedged")
+    }
+    answer = create(model="tiny", messages=chat, extra_body={"hedge": True})
+    assert answer.choices[0].message.content == hedged.caption
+    with pytest.raises(openai.BadRequestError, match="min_confidence"):
+        create(model="tiny", messages=chat, extra_body={"min_confidence": 2})
+    assert create(model="tiny", messages=chat).choices[0].model_extra == {}
 
 
 def test_openai_several_choices(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
@@ -211,10 +261,10 @@ def test_openai_stops(client_of_openai: openai.OpenAI, chat: list[Any], photo: b
 
 
 def test_what_may_be_the_beginning_of_a_stop_is_held_back():
-    assert before_stop("a dog in the", ["the sea"], ended=False) == len("a dog in ")
-    assert before_stop("a dog in the", ["the sea"], ended=True) == len("a dog in the")
-    assert before_stop("a dog in the sea", ["the sea", "in the s"], ended=False) == len("a dog ")
-    assert before_stop("a dog", [], ended=False) == len("a dog")
+    assert certain_length("a dog in the", ["the sea"], ended=False) == len("a dog in ")
+    assert certain_length("a dog in the", ["the sea"], ended=True) == len("a dog in the")
+    assert certain_length("a dog in the sea", ["the sea", "in the s"], ended=False) == len("a dog ")
+    assert certain_length("a dog", [], ended=False) == len("a dog")
 
 
 def test_the_models_own_settings_of_sampling_count(serve, chat: list[Any], photo: bytes):
