@@ -32,7 +32,9 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, float16 or bfloat16; for vision-language models also int4.")
+]
 
 
 def _wording(help_text: str, *names: str) -> Any:

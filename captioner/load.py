@@ -22,6 +22,7 @@ __all__ = ["ModelInfo", "is_out_of_memory", "list_models", "load", "resolve_devi
 
 HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 DTYPES = ("float32", "float16", "bfloat16")
+INT4 = "int4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +89,12 @@ def load(
             the ``CAPTIONER_REMOTE_*`` variables say; device and dtype have no effect then.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``; auto is float32 on a CPU, float16 on a GPU,
-            but there bfloat16 for vision-language models.
+            but there bfloat16 for vision-language models. ``int4`` is for those alone: their text decoder's
+            weights in 4 bits (it needs the extra ``int4``), computed with as in ``auto``.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
-        DeviceError: this machine lacks the device, or the number type is unknown.
+        DeviceError: this machine lacks the device, or the number type is unknown or cannot be used.
         OptionsError: one of the variables is not valid.
     """
     from captioner.captioner import Captioner
@@ -118,9 +120,11 @@ def load(
     on = resolve_device(device)
     if on.type == "cpu":
         keep_freed_memory()
-    number = resolve_dtype(dtype, on)
+    if dtype != INT4:
+        resolve_dtype(dtype, on)  # an unknown one is refused before anything is fetched
     directory = model_directory(name)
     if directory.is_dir() and not is_hugging_face(directory):
+        number = resolve_dtype(dtype, on)
         runner = CheckpointRunner(load_checkpoint(directory, device=on, dtype=number))
         return Captioner(runner, name=directory.resolve().name)
     # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
@@ -134,12 +138,17 @@ def load(
         name = directory.resolve().name
     else:
         directory = fetch(name)
+    if not is_sequence_model(directory) and is_vision_language(directory):
+        int4 = dtype == INT4
+        number = resolve_dtype("auto" if int4 else dtype, on)
+        if dtype in ("auto", INT4) and on.type == "cuda":
+            number = resolve_dtype("bfloat16", on)  # of float16 these models leave the range
+        return Captioner(
+            read_vision_language(directory, name=name, device=on, dtype=number, int4=int4), name=name
+        )
+    number = resolve_dtype(dtype, on)
     if is_sequence_model(directory):
         return Captioner(read_sequence_model(directory, name=name, device=on, dtype=number), name=name)
-    if is_vision_language(directory):
-        if dtype == "auto" and on.type == "cuda":
-            number = resolve_dtype("bfloat16", on)  # of float16 these models leave the range
-        return Captioner(read_vision_language(directory, name=name, device=on, dtype=number), name=name)
     checkpoint = read_hugging_face(directory, name=name)
     checkpoint.model.to(on, number)
     return Captioner(CheckpointRunner(checkpoint), name=name)
@@ -166,9 +175,13 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The number type that a setting stands for. Raises DeviceError where it is unknown."""
+    """The number type that a setting stands for. Raises DeviceError where torch knows none of that name."""
     import torch
 
+    if dtype == INT4:
+        raise DeviceError(
+            f"int4 is for vision-language models on this machine alone: use auto, {', '.join(DTYPES)}"
+        )
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in DTYPES:

@@ -53,7 +53,10 @@ class Settings(BaseSettings):
         "auto",
         description="`auto`, `cpu`, `cuda` or `mps`; `cuda:0,cuda:1`: a process on each; `all`: on every GPU",
     )
-    dtype: str = Field("auto", description="`auto`, `float32`, `float16` or `bfloat16`")
+    dtype: str = Field(
+        "auto",
+        description="`auto`, `float32`, `float16` or `bfloat16`; for vision-language models also `int4`",
+    )
     host: str = Field("127.0.0.1", description="The address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0 picks a free one")
     api_keys: Secrets = Field(

@@ -10,22 +10,29 @@ import pytest
 import torch
 import transformers as hf
 import vlm
+from huggingface import save_git
 from images import draw_noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import tiny_checkpoint
 from torch import Tensor
 
 import captioner
-from captioner import Captioner, CheckpointError, GenerationOptions, OptionsError
+from captioner import Captioner, CheckpointError, DeviceError, GenerationOptions, OptionsError
+from captioner.checkpoint import save_checkpoint
 from captioner.cli import main
 from captioner.runners import read_vision_language
+from captioner.runners.grid import photo_grids
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
+from captioner.runners.int4 import check_int4, how_to_load, lay_out
 
 PHOTOS = [draw_noise(60, 40, seed=1), draw_noise(30, 70, seed=2), draw_noise(50, 50, seed=3)]
 EOS = [2, 4]
 WITH_MAPS = ["qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "llava"]
-WITHOUT_MAPS = ["smolvlm", "llava_onevision", "internvl", "blip_2", "instructblip"]
-assert sorted(WITH_MAPS + WITHOUT_MAPS) == sorted(vlm.FAMILIES)
+TILED = {"smolvlm": ("do_image_splitting", (2, 2)), "internvl": ("crop_to_patches", (4, 4))}
+"""Their processors' setting for tiles, and the grid of a photo without them."""
+WITHOUT_MAPS = {"llava_onevision": "tiles", "blip_2": "queries", "instructblip": "queries"}
+assert sorted([*WITH_MAPS, *TILED, *WITHOUT_MAPS]) == sorted(vlm.FAMILIES)
 
 
 @dataclass
@@ -37,8 +44,8 @@ class Both:
     theirs: Any
     processor: Any
 
-    def inputs(self, photo: Image.Image, instruction: str) -> dict[str, Any]:
-        """One photo, asked for as each model's page on the hub says."""
+    def inputs(self, photo: Image.Image, instruction: str, **how: Any) -> dict[str, Any]:
+        """One photo, asked for as each model's page on the hub says; ``how`` is for the processor."""
         kind = self.folder.name
         if kind == "paligemma":
             return self.processor(images=photo, text=f"<image>{instruction}", return_tensors="pt")
@@ -53,6 +60,7 @@ class Both:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            processor_kwargs=how,
         )
 
     def generate(self, photo: Image.Image, instruction: str = "What is it?", **settings: Any) -> Any:
@@ -205,6 +213,36 @@ def maps_by_hand(both: Both, photo: Image.Image, grid: tuple[int, int]) -> Tenso
     return torch.stack(found)
 
 
+@pytest.mark.parametrize("kind", TILED)
+def test_a_photo_seen_in_tiles_has_the_maps_of_the_whole_photo(kind: str, tmp_path: Path):
+    setting, grid = TILED[kind]
+    both = load_both(tmp_path / kind)
+    runner = read_vision_language(both.folder, name=kind, device=torch.device("cpu"), dtype=torch.float32)
+    assert runner.lacks.attention is None
+    options = asked(attention=True).resolve(GenerationOptions(num_beams=1))
+    photos = PHOTOS[:2]
+    prepared = [both.ours.prepare(photo) for photo in photos]
+    together = runner.caption(prepared, options)
+    for photo, image, (in_batch,) in zip(photos, prepared, together, strict=True):
+        out, given = both.generate(photo)  # the caption is that of the tiles
+        ids = out.sequences[0, given:].tolist()
+        ids = ids[: next((at + 1 for at, token in enumerate(ids) if token in EOS), len(ids))]
+        inputs = both.inputs(photo, "What is it?", **{setting: False})
+        start = inputs["input_ids"].shape[1]
+        places = (inputs["input_ids"][0] == vlm.ids()["<image>"]).nonzero()[:, 0]
+        assert len(places) == grid[0] * grid[1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.inference_mode():
+            layers = both.theirs(**inputs, output_attentions=True).attentions
+        middle = torch.stack(layers[1:3])[:, 0, :, start - 1 : -1].mean((0, 1))[:, places]
+        expected = (middle / middle.sum(-1, keepdim=True)).view(-1, *grid)
+        ((alone,),) = runner.caption([image], options)
+        for found in (in_batch, alone):
+            assert found.maps is not None
+            torch.testing.assert_close(found.maps, expected, atol=1e-4, rtol=1e-2)
+
+
 GRIDS = {"qwen2_5_vl": [(4, 6), (7, 3), (5, 5)], "qwen3_vl": [(4, 6), (7, 3), (5, 5)]}
 
 
@@ -263,20 +301,91 @@ PICTURES = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
 
 
 @pytest.mark.parametrize("kind", WITHOUT_MAPS)
-def test_without_a_grid_there_are_no_maps(kind: str, tmp_path: Path):
+def test_without_a_grid_there_are_no_maps_and_the_reason_is_told(kind: str, tmp_path: Path):
     vlm.FAMILIES[kind](tmp_path)
-    captions = captioner.load(tmp_path, device="cpu").caption(PHOTOS, asked(attention=True))
+    model = captioner.load(tmp_path, device="cpu")
+    assert WITHOUT_MAPS[kind] in (model.lacks.attention or "")
+    captions = model.caption(PHOTOS, asked(attention=True))
     assert all(word.attention is None and word.box is None for each in captions for word in each.words)
 
 
 def test_a_cropped_photo_has_no_maps_and_a_photo_in_one_view_has(tmp_path: Path):
     vlm.llava(tmp_path / "crop", crop=True)
-    (caption,) = captioner.load(tmp_path / "crop", device="cpu").caption(PHOTOS[:1], asked(attention=True))
+    model = captioner.load(tmp_path / "crop", device="cpu")
+    assert "middle" in (model.lacks.attention or "")
+    (caption,) = model.caption(PHOTOS[:1], asked(attention=True))
     assert caption.words[0].attention is None
     vlm.smolvlm(tmp_path / "whole", split=False)
     model = captioner.load(tmp_path / "whole", device="cpu")
     for caption in model.caption(PHOTOS, asked(attention=True)):
         assert torch.tensor(caption.words[0].attention).shape == (2, 2)
+
+
+def test_photos_that_keep_their_shape_are_not_taken_for_squares():
+    """16 tokens may be 2 × 8 as well as 4 × 4."""
+    config = hf.LlavaConfig()
+    pixel_values = {"pixel_values": torch.ones(2, 3, 64, 64)}
+    assert photo_grids(config, None, pixel_values, [16, 16]) == [(4, 4), (4, 4)]
+    padded = {**pixel_values, "image_sizes": torch.tensor([[64, 64], [16, 64]])}
+    assert photo_grids(config, None, padded, [16, 16]) == [None, None]
+    assert photo_grids(config, None, {"pixel_values": torch.ones(1, 3, 16, 64)}, [16]) == [None]
+
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "head_dim": 32}
+
+
+def test_a_text_decoder_in_4_bits_captions_with_maps(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    vlm.llava(tmp_path / "llava", sizes=WIDE)
+    model = captioner.load(tmp_path / "llava", device="cpu", dtype="int4")
+    assert "4 bits" in model.description
+    assert model.dtype == torch.float32
+    assert model.parameters == captioner.load(tmp_path / "llava", device="cpu").parameters
+    captions = model.caption(PHOTOS, asked(attention=True, num_beams=2))
+    assert all(torch.tensor(caption.words[0].attention).shape == (4, 4) for caption in captions)
+    with pytest.raises(DeviceError, match="load the model anew"):
+        model.to(torch.device("cpu"), torch.float32)
+
+
+def test_layers_in_4_bits_are_those_of_the_text_decoder_with_its_weights_rounded(tmp_path: Path):
+    four_bits = pytest.importorskip("bitsandbytes")
+    network = vlm.llava(tmp_path, sizes=WIDE)
+    how = how_to_load(tmp_path, torch.device("cpu"), torch.float32)
+    small = hf.AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32, **how)
+    lay_out(small)
+    layers = {
+        name: layer for name, layer in small.named_modules() if isinstance(layer, four_bits.nn.Linear4bit)
+    }
+    assert len(layers) == 4 * 7
+    assert all(".language_model.layers." in name for name in layers)
+    for name, layer in layers.items():
+        weight = network.get_submodule(name).weight.data
+        rounded = four_bits.functional.dequantize_4bit(
+            *four_bits.functional.quantize_4bit(weight, quant_type="nf4")
+        )
+        rows = torch.randn(5, layer.in_features)
+        with torch.inference_mode():
+            found = layer(rows)
+        error = (found - rows @ rounded.T).norm() / found.norm()
+        assert error < 0.02, "some processors multiply in bfloat16"
+        assert (found - rows @ weight.T).norm() / found.norm() > 0.04
+
+
+def test_4_bits_are_refused_in_one_sentence_where_they_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(DeviceError, match=r"needs no_such_package.*pip install 'captioner\[int4\]'"):
+        check_int4(torch.device("cpu"), needs=("torch", "no_such_package"))
+    with pytest.raises(DeviceError, match="not on mps"):
+        check_int4(torch.device("mps"))
+    save_git(tmp_path / "git")
+    save_checkpoint(tiny_checkpoint(), tmp_path / "ours")
+    for name in ("git", "ours"):
+        capsys.readouterr()
+        command = ["caption", "--model", str(tmp_path / name), "--device", "cpu", "--dtype", "int4"]
+        assert main([*command, "photo.jpg"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "int4 is for vision-language models" in line
 
 
 def drop_a_weight(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -185,9 +186,12 @@ def paligemma(directory: Path, **how: Any) -> Any:
     )
 
 
-def llava(directory: Path, *, crop: bool = False, **how: Any) -> Any:
+def llava(
+    directory: Path, *, crop: bool = False, sizes: Mapping[str, Any] = MappingProxyType({}), **how: Any
+) -> Any:
+    """``sizes`` are those of the text decoder."""
     config = hf.LlavaConfig(
-        text_config={"model_type": "llama", **text()},
+        text_config={"model_type": "llama", **text(**sizes)},
         vision_config={"model_type": "clip_vision_model", **siglip()},
         image_token_id=ids()["<image>"],
         vision_feature_layer=-1,

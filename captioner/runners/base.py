@@ -188,8 +188,8 @@ class NetworkRunner:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number type of its weights."""
-        return next(self._network.parameters()).dtype
+        """The number type that it computes in."""
+        return next(each.dtype for each in self._network.parameters() if each.is_floating_point())
 
     @property
     def parameters(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from captioner.errors import CheckpointError
+from captioner.errors import CaptionerError, CheckpointError
 from captioner.generation import DecodeRules, SearchOptions
 from captioner.runners.base import NetworkRunner, PreparedImage, Progress, WrittenCaption
 from captioner.runners.text import decode_rules, progress, prompt_of
@@ -59,6 +59,8 @@ def refusing_damage(directory: Path) -> Iterator[None]:
     """Turn whatever loading raises into a CheckpointError in one line."""
     try:
         yield
+    except CaptionerError:
+        raise
     except Exception as error:  # transformers raises whatever its parts make of damage
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory} cannot be loaded by transformers: {reason}") from error

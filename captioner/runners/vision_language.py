@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image as PILImage
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from captioner.convert.files import read_json, weight_files
-from captioner.errors import CheckpointError
+from captioner.errors import CheckpointError, DeviceError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.image import PixelBox
 from captioner.runners.base import Lacks, PreparedImage, WrittenCaption
-from captioner.runners.grid import photo_grids, photo_places
+from captioner.runners.grid import no_grid, photo_grids, photo_places, untiled
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
+from captioner.runners.int4 import check_int4, how_to_load, lay_out
 from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
 from captioner.runners.quiet import quiet_transformers
 from captioner.runners.search import Task, force, search
@@ -53,32 +56,46 @@ def is_vision_language(directory: Path) -> bool:
 
 
 def read_vision_language(
-    directory: Path, *, name: str, device: torch.device, dtype: torch.dtype
+    directory: Path, *, name: str, device: torch.device, dtype: torch.dtype, int4: bool = False
 ) -> VisionLanguageRunner:
     """Read a Hugging Face checkpoint of a vision-language model.
 
+    Args:
+        directory: where it is.
+        name: what to call it.
+        device: where it runs.
+        dtype: what it computes in.
+        int4: whether the text decoder's weights are kept in 4 bits.
+
     Raises:
+        DeviceError: 4 bits are asked for and cannot be used.
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     library: Any = import_module("transformers")
     weight_files(directory)  # refuses a pickle with a better word than transformers has for it
+    if int4:
+        check_int4(device)
     with refusing_damage(directory):
         with quiet_transformers():
+            more = how_to_load(directory, device, dtype) if int4 else {}
             network, report = library.AutoModelForImageTextToText.from_pretrained(
                 directory,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=False,
+                **more,
             )
             processor = library.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
         backend = processor.tokenizer.backend_tokenizer
-    check_fit(report, directory)
-    network = network.to(device).eval().requires_grad_(False)
-    kind = network.config.model_type
-    return VisionLanguageRunner(
-        network, processor, backend, description=f"{name}, run by transformers ({kind})"
-    )
+        check_fit(report, directory)
+        network = network.to(device).eval().requires_grad_(False)
+        if int4:
+            lay_out(network)
+        how = f"{network.config.model_type}{', weights in 4 bits' if int4 else ''}"
+        return VisionLanguageRunner(
+            network, processor, backend, description=f"{name}, run by transformers ({how})"
+        )
 
 
 class VisionLanguageRunner(LibraryRunner):
@@ -91,7 +108,6 @@ class VisionLanguageRunner(LibraryRunner):
         description: one line on the model.
     """
 
-    lacks = Lacks()
     generation = {"num_beams": 1, "max_length": 128}  # noqa: RUF012 - never changed
     checkpoint = None
     min_side = MAX_SIDE
@@ -120,9 +136,19 @@ class VisionLanguageRunner(LibraryRunner):
         network.generation_config = import_module("transformers").GenerationConfig()
         self._view: Any = None
         self._lock = threading.Lock()
+        self._untiled = untiled(processor.image_processor)
+        self.lacks = Lacks(attention=self._no_maps())
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has, each in however few bits."""
+        network: Any = self._network
+        return int(network.num_parameters())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the network."""
+        """Move the network. Raises DeviceError where its weights are in 4 bits."""
+        if getattr(self._network, "is_loaded_in_4bit", False):
+            raise DeviceError("weights in 4 bits stay where they were loaded: load the model anew")
         super().to(device, dtype)
         self._view = None
 
@@ -137,7 +163,8 @@ class VisionLanguageRunner(LibraryRunner):
         self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any
     ) -> list[list[WrittenCaption]]:
         prompt = prompt_of(self._tokenizer, rules)
-        inputs = self._inputs([image.content for image in images], options, prompt)
+        photos = [image.content for image in images]
+        inputs = self._inputs(photos, options.instruction, prompt)
         encoder_decoder = self._config.get_text_config().is_encoder_decoder
         task = Task(
             network=self._network,
@@ -150,8 +177,9 @@ class VisionLanguageRunner(LibraryRunner):
         )
         found = search(task, streamer=streamer)
         maps: Sequence[Tensor | None] = [None] * len(images)
-        if options.attention and not encoder_decoder:
-            maps = self._maps(task, [hypotheses[0] for hypotheses in found])
+        if options.attention and not self.lacks.attention:
+            best = [hypotheses[0] for hypotheses in found]
+            maps = self._maps(task, best, photos, prompt)
         return [
             [
                 written(
@@ -166,25 +194,30 @@ class VisionLanguageRunner(LibraryRunner):
             for hypotheses, attention in zip(found, maps, strict=True)
         ]
 
-    def _inputs(self, photos: list[Image], options: SearchOptions, prompt: Sequence[int]) -> dict[str, Any]:
-        """What ``generate`` takes, on the device: photos, the question, and what captions begin with."""
-        processor = self._processor
+    def _inputs(
+        self, photos: list[Image], instruction: str, prompt: Sequence[int] = (), *, whole: bool = False
+    ) -> dict[str, Any]:
+        """What ``generate`` takes, on the device: photos, the question, and what captions begin with.
+
+        ``whole`` leaves photos in one piece that the model would see in tiles, if its processor can.
+        """
+        processor, how = self._processor, {"padding": True, **(self._untiled if whole else {})}
         if getattr(processor, "chat_template", None):
             thinks = "enable_thinking" in str(processor.chat_template)
             found = processor.apply_chat_template(
-                [_chat(photo, options.instruction or DEFAULT_INSTRUCTION) for photo in photos],
+                [_chat(photo, instruction or DEFAULT_INSTRUCTION) for photo in photos],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                processor_kwargs={"padding": True},
+                processor_kwargs=how,
                 **({"enable_thinking": False} if thinks else {}),
             )
         else:
             default, put = QUESTIONS.get(self._config.model_type, (DEFAULT_INSTRUCTION, "{}"))
-            text = put.format(options.instruction) if options.instruction else default
+            text = put.format(instruction) if instruction else default
             pictures = [[photo] for photo in photos]
-            found = processor(images=pictures, text=[text] * len(photos), padding=True, return_tensors="pt")
+            found = processor(images=pictures, text=[text] * len(photos), return_tensors="pt", **how)
         inputs: dict[str, Any] = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for name, value in found.items()
@@ -192,19 +225,41 @@ class VisionLanguageRunner(LibraryRunner):
         }
         return _with_prompt(inputs, prompt) if prompt else inputs
 
-    def _maps(self, task: Task, best: Sequence[Hypothesis]) -> list[Tensor | None]:
-        """Where the network looked for each token of each caption; None for photos without a grid."""
-        config = self._config
-        places = photo_places(config, task.inputs["input_ids"])
+    def _no_maps(self) -> str | None:
+        """Why words have no maps: what the model says of itself, or what becomes of a photo."""
+        reason = no_grid(self._config, self._processor.image_processor)
+        if reason is None:
+            photo = PILImage.new("RGB", (96, 48), "white")
+            _, (grid,) = self._grids(self._inputs([photo], "", whole=True))
+            reason = None if grid else "the tokens of a photo make no grid"
+        return reason
+
+    def _grids(self, inputs: dict[str, Any]) -> tuple[list[Tensor], list[tuple[int, int] | None]]:
+        """Where each photo's tokens stand in its row, and the grid that they make."""
+        places = photo_places(self._config, inputs["input_ids"])
         counts = [len(place) for place in places]
-        grids = photo_grids(config, self._processor.image_processor, task.inputs, counts)
+        return places, photo_grids(self._config, self._processor.image_processor, inputs, counts)
+
+    def _maps(
+        self, task: Task, best: Sequence[Hypothesis], photos: list[Image], prompt: Sequence[int]
+    ) -> list[Tensor | None]:
+        """Where the network looked for each token of each caption; None for photos without a grid.
+
+        Of a photo that it saw in tiles, that is where it looks for the same words in the whole photo.
+        """
+        inputs = task.inputs
+        places, grids = self._grids(inputs)
+        if self._untiled and None in grids:
+            inputs = self._inputs(photos, task.options.instruction, prompt, whole=True)
+            places, grids = self._grids(inputs)
         if not any(grids):
             return [None] * len(best)
         with self._lock:
             if self._view is None:
                 self._view = eager_view(self._network)
             view = self._view
-        watched = Task(**{**vars(task), "network": view})
+        given = inputs["input_ids"].shape[1]
+        watched = replace(task, network=view, inputs=inputs, given=given)
         with recorded() as weights:
             force(watched, [hypothesis.token_ids for hypothesis in best])
         found: list[Tensor | None] = []
@@ -212,7 +267,7 @@ class VisionLanguageRunner(LibraryRunner):
             if grid is None:
                 found.append(None)
                 continue
-            attention = weights.on(image, place, len(hypothesis.token_ids), task.given)
+            attention = weights.on(image, place, len(hypothesis.token_ids), given)
             total = attention.sum(-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny)
             found.append((attention / total).view(-1, *grid))
         return found
