@@ -25,8 +25,9 @@ def test_the_processor_squashes_the_whole_photo(resample: Any) -> None:
     assert (values.dtype, tuple(values.shape), values.is_contiguous()) == (torch.uint8, (3, 32, 32), True)
     assert corners(Image.fromarray(values.permute(1, 2, 0).numpy())) == CORNERS
     noise = draw_noise(90, 70)
-    expected = np.asarray(noise.resize((32, 32), Image.Resampling[resample.upper()]))
-    assert np.array_equal(processor(noise).permute(1, 2, 0).numpy(), expected)
+    expected = np.asarray(noise.resize((32, 32), Image.Resampling[resample.upper()])).astype(int)
+    for box in (None, (0, 0, 90, 70), (0, 0, 90, 69.9999)):  # the last one is Pillow's on every machine
+        assert abs(processor(noise, box).permute(1, 2, 0).numpy() - expected).max() <= 2  # each pass rounds
 
 
 @pytest.mark.parametrize(

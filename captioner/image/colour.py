@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image, *, icc: bytes = b"", factor: int = 1) -> Image.Im
         image = image.convert("RGB")
     # reduce copies even at 1, as it should: the pixels share nothing and keep no file or decoder alive
     image = image.reduce(factor)
-    converted = _to_srgb(image, icc) or image.convert("RGB")
+    converted = _to_srgb(image, icc) or (image if image.mode == "RGB" else image.convert("RGB"))
     converted.info.clear()  # else a later exif_transpose would turn them once more
     return converted
 

@@ -22,6 +22,11 @@ PixelBox: TypeAlias = tuple[float, float, float, float]
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+_FAST = ("AVX2", "AVX512")
+"""Where torch resizes in whole numbers as Pillow does, up to seven times as fast and in one thread. Elsewhere
+it is slower, and would start a team of threads for each thread that decodes.
+"""
+
 
 @dataclass(frozen=True)
 class ImageProcessor:
@@ -72,8 +77,13 @@ class ImageProcessor:
         """
         import torch
 
+        if box in (None, (0, 0, *pixels.size)) and torch.backends.cpu.get_cpu_capability() in _FAST:
+            # by numpy: torch would start a team of OpenMP threads for each thread that decodes
+            planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+            size = (self.size, self.size)
+            resize = torch.nn.functional.interpolate
+            return resize(planes[None], size, mode=self.resample, antialias=True)[0].contiguous()
         square = pixels.resize((self.size, self.size), _RESAMPLE[self.resample], box=box)
-        # by numpy: torch would start a team of OpenMP threads for each thread that decodes
         return torch.from_numpy(np.array(np.asarray(square).transpose(2, 0, 1), order="C"))
 
     def normalize(self, pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
