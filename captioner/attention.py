@@ -26,30 +26,37 @@ def token_maps(
     decoder: TextDecoder,
     encoded: EncodedImages,
     prompt_ids: Sequence[int],
-    token_ids: Sequence[Sequence[int]],
+    token_ids: Sequence[Sequence[Sequence[int]]],
     pad_id: int,
-) -> list[Tensor]:
+) -> list[list[Tensor]]:
     """The cross-attention of every generated token, averaged over heads and layers.
 
     Args:
         decoder: in eval mode.
         encoded: ``B`` images.
         prompt_ids: what every caption began with.
-        token_ids: for each image the generated ids of one caption.
+        token_ids: for each image its captions, one at least, as generated ids.
         pad_id: fills shorter captions up.
 
     Returns:
-        For each image a ``(tokens, h, w)`` float32 tensor on the CPU; each map sums to 1. Attention to class
-        and tag tokens, which have no place in the image, is left out.
+        For each caption of each image a ``(tokens, h, w)`` float32 tensor on the CPU; each map sums to 1.
+        Attention to class and tag tokens, which have no place in the image, is left out.
     """
-    longest = max(len(ids) for ids in token_ids)
-    rows = [[*prompt_ids, *ids, *[pad_id] * (longest - len(ids))] for ids in token_ids]
-    input_ids = torch.tensor(rows, device=encoded.region_tokens.device)[:, None, :-1]  # (B, 1, T)
+    rows = max(map(len, token_ids))
+    longest = max(len(ids) for captions in token_ids for ids in captions)
+    padded = [[captions[min(row, len(captions) - 1)] for row in range(rows)] for captions in token_ids]
+    texts = [
+        [[*prompt_ids, *ids, *[pad_id] * (longest - len(ids))] for ids in captions] for captions in padded
+    ]
+    input_ids = torch.tensor(texts, device=encoded.region_tokens.device)[..., :-1]  # (B, N, T)
     _, maps = decoder(input_ids, decoder.cross_cache(encoded.region_tokens), weights=True)
-    attention = torch.stack(maps).mean(0)[:, 0, len(prompt_ids) - 1 :, encoded.grid_slice()]
+    attention = torch.stack(maps).mean(0)[:, :, len(prompt_ids) - 1 :, encoded.grid_slice()]
     attention = attention / attention.sum(-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny)
-    grids = attention.reshape(*attention.shape[:2], *encoded.grid).float().cpu()
-    return [grid[: len(ids)] for grid, ids in zip(grids, token_ids, strict=True)]
+    grids = attention.reshape(*attention.shape[:3], *encoded.grid).float().cpu()
+    return [
+        [grid[: len(ids)] for grid, ids in zip(of_image, captions, strict=False)]  # without the filling
+        for of_image, captions in zip(grids, token_ids, strict=True)
+    ]
 
 
 def attention_box(attention: Tensor, *, width: int, height: int) -> Box:

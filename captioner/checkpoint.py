@@ -152,9 +152,11 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory / 'model.safetensors'} is damaged: {error}") from error
     check_tensors(directory, model.state_dict(), tensors)
-    converted = {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()
+    converted = {  # on a CPU, a single tensor that is still the file's would keep all of it in memory
+        name: value.to(dtype) if value.is_floating_point() else value.clone()
+        for name, value in tensors.items()
     }
+    del tensors
     model.load_state_dict(converted, assign=True)
     try:
         tokenizer = CaptionTokenizer.from_file(directory / "tokenizer.json", tokenizer_config)

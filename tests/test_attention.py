@@ -65,17 +65,18 @@ def test_the_map_of_a_token_is_that_of_the_query_before_it(kind: str):
     model = vit_model() if kind == "vit" else tiny_checkpoint().model
     size = model.config.backbone.image_size * (1 if kind == "vit" else 2)
     encoded = model.encode(torch.randn(3, 3, size, size))
-    prompt, texts = [1, 5], [[6, 7, 8, 2], [9, 2], [5, 5, 4]]
+    prompt, texts = [1, 5], [[[6, 7, 8, 2], [6, 2]], [[9, 2]], [[5, 5, 4], [4, 2], [8, 7, 6, 5]]]
     maps = token_maps(model.decoder, encoded, prompt, texts, pad_id=0)
-    for image, ids in enumerate(texts):
-        assert maps[image].shape == (len(ids), *encoded.grid)
-        assert maps[image].dtype == torch.float32
-        torch.testing.assert_close(maps[image].sum((1, 2)), torch.ones(len(ids)))
-        for place in range(len(ids)):
-            expected = by_hand(model, encoded, image, [*prompt, *ids], len(prompt) + place)
-            torch.testing.assert_close(maps[image][place], expected, rtol=1e-4, atol=1e-6)
-    other = by_hand(model, encoded, 0, [*prompt, *texts[0]], len(prompt) + 2)
-    assert (maps[0][1] - other).abs().max() > 1e-3, "neighbouring queries look elsewhere"
+    assert list(map(len, maps)) == [2, 1, 3]
+    for image, captions in enumerate(texts):
+        for found, ids in zip(maps[image], captions, strict=True):
+            assert (found.shape, found.dtype) == ((len(ids), *encoded.grid), torch.float32)
+            torch.testing.assert_close(found.sum((1, 2)), torch.ones(len(ids)))
+            for place in range(len(ids)):
+                expected = by_hand(model, encoded, image, [*prompt, *ids], len(prompt) + place)
+                torch.testing.assert_close(found[place], expected, rtol=1e-4, atol=1e-6)
+    other = by_hand(model, encoded, 0, [*prompt, *texts[0][0]], len(prompt) + 2)
+    assert (maps[0][0][1] - other).abs().max() > 1e-3, "neighbouring queries look elsewhere"
 
 
 @torch.inference_mode()
@@ -91,7 +92,7 @@ def test_an_image_whose_regions_differ_in_one_place_is_looked_at_there():
     region_tokens = torch.zeros(1, 1 + 2 * 3, 12)
     region_tokens[0, 1 + 1 * 3 + 2, 0] = 1  # after the class token: second row, third column
     encoded = EncodedImages(region_tokens, (2, 3), 1)
-    (maps,) = token_maps(decoder, encoded, [1], [[4, 5]], pad_id=0)
+    ((maps,),) = token_maps(decoder, encoded, [1], [[[4, 5]]], pad_id=0)
     expected = torch.zeros(2, 2, 3)
     expected[:, 1, 2] = 1
     torch.testing.assert_close(maps, expected)
@@ -102,8 +103,8 @@ def test_half_precision_gives_maps_that_sum_to_one():
     model = tiny_checkpoint().model
     encoded = model.encode(torch.randn(2, 3, 128, 128))
     half = replace(encoded, region_tokens=encoded.region_tokens.half())
-    maps = token_maps(model.half().decoder, half, [1], [[4, 5, 6], [7, 2]], pad_id=0)
-    for each in maps:
+    maps = token_maps(model.half().decoder, half, [1], [[[4, 5, 6]], [[7, 2]]], pad_id=0)
+    for (each,) in maps:
         assert each.dtype == torch.float32
         torch.testing.assert_close(each.sum((1, 2)), torch.ones(len(each)), rtol=1e-3, atol=1e-3)
 

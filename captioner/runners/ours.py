@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 
 import torch
 from PIL.Image import Image
@@ -116,18 +117,16 @@ class CheckpointRunner(NetworkRunner):
         options: SearchOptions,
         rules: DecodeRules,
     ) -> list[list[WrittenCaption]]:
-        maps: list[list[Tensor | None]] = [[None] * len(hypotheses) for hypotheses in found]
-        ranks = max(map(len, found)) if options.hedge else 1  # a shortened caption may be any of them
-        for rank in range(ranks if options.attention else 0):
-            texts = [hypotheses[min(rank, len(hypotheses) - 1)].token_ids for hypotheses in found]
-            maps_of_rank = token_maps(self._decoder, encoded, rules.prompt_ids, texts, rules.pad_id)
-            for attention, of_image in zip(maps_of_rank, maps, strict=True):
-                of_image[min(rank, len(of_image) - 1)] = attention
+        maps: list[list[Tensor]] = [[]] * len(found)
+        if options.attention:
+            shown = [hypotheses if options.hedge else hypotheses[:1] for hypotheses in found]  # hedged: any
+            texts = [[hypothesis.token_ids for hypothesis in hypotheses] for hypotheses in shown]
+            maps = token_maps(self._decoder, encoded, rules.prompt_ids, texts, rules.pad_id)
         prompt, tags = prompt_of(self._tokenizer, rules), self.checkpoint.model.tag_scores(encoded)
         return [
             [
                 written(self._tokenizer, prompt, hypothesis, tags=said, maps=attention)
-                for hypothesis, attention in zip(hypotheses, of_image, strict=True)
+                for hypothesis, attention in zip(hypotheses, chain(of_image, repeat(None)), strict=False)
             ]
             for hypotheses, of_image, said in zip(found, maps, tags, strict=True)
         ]
