@@ -239,6 +239,9 @@ class Captioner:
             raise OptionsError(
                 f"{self.name} cannot be asked: {self.lacks.instructions}; leave out instruction"
             )
+        if options.detail and self.lacks.details:
+            instead = "leave it out" if self.lacks.instructions else "ask for it by instruction"
+            raise OptionsError(f"{self.name} takes no detail, since {self.lacks.details}: {instead}")
         if options.num_beams > 1 and not options.do_sample and self.lacks.beams:
             raise OptionsError(
                 f"{self.name} has no beam search, since {self.lacks.beams}: set num_beams to 1"

@@ -158,6 +158,7 @@ def load_checkpoint(directory: Path, *, device: torch.device, dtype: torch.dtype
     }
     del tensors
     model.load_state_dict(converted, assign=True)
+    model.to(device)  # what no file holds
     try:
         tokenizer = CaptionTokenizer.from_file(directory / "tokenizer.json", tokenizer_config)
     except Exception as error:  # the tokenizers library raises nothing narrower

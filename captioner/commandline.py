@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,10 @@ def _generation_parameters(
     alternatives: Annotated[int | None, _wording("How many more captions to give, best first.")] = None,
     prompt: Annotated[str | None, _wording("Words that the caption begins with.")] = None,
     instruction: Annotated[str | None, _wording("What to ask a model that follows instructions.")] = None,
+    detail: Annotated[
+        Literal["brief", "detailed", "full"] | None,
+        _wording("How much to tell, for a model that was trained for each of them."),
+    ] = None,
     stop: Annotated[
         list[str] | None, _wording("A text before which the caption ends; may be repeated.", "--stop")
     ] = None,

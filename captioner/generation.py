@@ -69,7 +69,7 @@ def generate(
     patience = PATIENCE if region_tokens.is_cuda else 1
     while search.images:
         search.step()
-        if search.length % patience == 0 or search.length == options.max_length:
+        if search.length % patience == 0 or search.length == search.steps:
             search.settle(at_most=0.5)  # to go on with fewer images costs a copy of the caches
     return [search.results[image] for image in range(len(region_tokens))]
 
@@ -97,7 +97,7 @@ def start_search(
 
 def check_positions(options: SearchOptions, rules: DecodeRules, max_positions: int) -> None:
     """Raise OptionsError where prompt and max_length together need more positions than a decoder has."""
-    if len(rules.prompt_ids) + options.max_length - 1 > max_positions:  # the last token is never fed back
+    if len(rules.prompt_ids) + rules.steps(options) - 1 > max_positions:  # the last token is never fed back
         raise OptionsError(
             f"a prompt of {len(rules.prompt_ids)} tokens and max_length {options.max_length} exceed "
             f"this model's {max_positions} positions: lower max_length or shorten the prompt"

@@ -117,7 +117,7 @@ def _check_attention(caption: Caption) -> None:
         file = caption.file or caption.caption
         raise OptionsError(
             f"{file}: the caption has no attention to draw: ask for it with attention=True, "
-            "and of a model that has it: GIT and Florence-2 have none"
+            "and of a model that has it"
         )
 
 

@@ -46,6 +46,8 @@ class DecodeRules:
         pad_id: fills up captions of different lengths; may equal eos_id.
         bad_words_ids: each a token or a sequence of tokens that no caption contains.
         classes: parts of speech; None leaves their rules out.
+        counted_start: how many tokens of the prompt count towards max_length, min_length and length_penalty.
+        forced_end: the token that a text ends with where max_length cuts it; None for whatever is best.
     """
 
     prompt_ids: tuple[int, ...]
@@ -53,6 +55,12 @@ class DecodeRules:
     pad_id: int
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     classes: WordClasses | None = None
+    counted_start: int = 0
+    forced_end: int | None = None
+
+    def steps(self, options: SearchOptions) -> int:
+        """How many tokens a search generates at most."""
+        return max(1, options.max_length - self.counted_start)
 
 
 class LogitsRules:
@@ -60,7 +68,8 @@ class LogitsRules:
 
     def __init__(self, options: SearchOptions, rules: DecodeRules, device: torch.device) -> None:
         assert all([rules.prompt_ids, *rules.bad_words_ids]), "a start token, and no empty bad word"
-        self.options, self.eos_id = options, rules.eos_id
+        self.options, self.rules, self.eos_id = options, rules, rules.eos_id
+        self.steps = rules.steps(options)
         self.prompt = torch.tensor(rules.prompt_ids[1:], dtype=torch.int64, device=device)
         self.bad_words = bad_word_table(rules.bad_words_ids, device) if rules.bad_words_ids else None
         self.grammar = Grammar(rules.classes, rules.eos_id, device) if rules.classes else None
@@ -68,6 +77,10 @@ class LogitsRules:
     def __call__(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
         """Scores ``(B, N, V)`` from the model's log-probs after the generated ``tokens (B, N, t)``."""
         options, scores = self.options, logprobs
+        if self.rules.forced_end is not None and tokens.shape[-1] + 1 == self.steps:
+            forced = torch.full_like(scores, -torch.inf)
+            forced[..., self.rules.forced_end].fill_(0)
+            return forced
         history = torch.cat([self.prompt.expand(*tokens.shape[:2], -1), tokens], dim=-1)
         if options.repetition_penalty != 1:
             scores = penalise_repetition(scores, history, options.repetition_penalty)
@@ -81,7 +94,7 @@ class LogitsRules:
             bans.append(self.grammar(history))
         if bans:
             scores = forbid(scores, *(torch.cat(part, dim=-1) for part in zip(*bans, strict=True)))
-        if tokens.shape[-1] + 1 < options.min_length:
+        if self.rules.counted_start + tokens.shape[-1] + 1 < options.min_length:
             scores = scores.clone()
             scores[..., self.eos_id].fill_(-torch.inf)
         return scores if scores is penalised else self._end_if_stuck(scores, penalised)

@@ -1,7 +1,7 @@
 """The captioning model: image encoder -> region tokens -> text decoder that cross-attends to them.
 
-One architecture serves every checkpoint of this shape (our own, BLIP, ViT-GPT2); configuration says what
-differs. ``B`` images, ``R`` region tokens, ``C`` channels of the backbone, ``D`` of a region token.
+One architecture serves every checkpoint of this shape (our own, BLIP, ViT-GPT2, Florence-2); configuration
+says what differs. ``B`` images, ``R`` region tokens, ``C`` channels of the backbone, ``D`` of a region token.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captioner.decoder import DecoderConfig, TextDecoder
+from captioner.question import QuestionConfig, QuestionEncoder
 from captioner.regions import RegionConfig, RegionEncoder, Tags, TagScores, region_colours
 from captioner.vision import BackboneConfig, build_backbone
 
@@ -33,11 +34,15 @@ in blocks that are fresh memory each time: of 32 at once, each takes three times
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that :class:`CaptionModel` needs to be built, as it stands in ``config.json``."""
+    """Everything that :class:`CaptionModel` needs to be built, as it stands in ``config.json``.
+
+    Between backbone and decoder there is a region encoder, a question encoder, or nothing.
+    """
 
     backbone: BackboneConfig
     regions: RegionConfig | None
     decoder: DecoderConfig
+    question: QuestionConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -49,11 +54,12 @@ class ModelConfig:
         unknown = set(data) - {field.name for field in fields(cls)}
         if unknown:
             raise TypeError(f"unknown keys {sorted(unknown)}")
-        regions = data["regions"]
+        regions, question = data["regions"], data.get("question")
         return cls(
             backbone=BackboneConfig(**data["backbone"]),
             regions=None if regions is None else RegionConfig(**regions),
             decoder=DecoderConfig(**data["decoder"]),
+            question=None if question is None else QuestionConfig.from_dict(question),
         )
 
 
@@ -62,9 +68,10 @@ class EncodedImages:
     """Images after the encoder, once for any number of decoding passes.
 
     Attributes:
-        region_tokens: ``(B, R, D)``: ``prefix`` class tokens, the grid row by row, then tag tokens.
+        region_tokens: ``(B, R, D)``: ``prefix`` tokens of the whole photo (a ViT's class token, the mean of
+            all features), the grid row by row, then tag tokens or those of the question.
         grid: rows and columns of the grid.
-        prefix: tokens before the grid.
+        prefix: how many tokens come before the grid.
         tags: what the tag tokens stand for; None for a model without.
     """
 
@@ -91,19 +98,27 @@ class CaptionModel(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone)
         self.regions = RegionEncoder(config.backbone.width, config.regions) if config.regions else None
+        self.question = QuestionEncoder(config.backbone.width, config.question) if config.question else None
         self.decoder = TextDecoder(config.decoder)
-        for part in (self.regions, self.decoder):
+        for part in (self.regions, self.question, self.decoder):
             if part is not None:
                 part.apply(_initialise)
 
     def encode(
-        self, x: Tensor, *, start: int = 0, colours: Tensor | None = None, tags: Tags | None = None
+        self,
+        x: Tensor,
+        *,
+        detail: str = "",
+        start: int = 0,
+        colours: Tensor | None = None,
+        tags: Tags | None = None,
     ) -> EncodedImages:
         """Normalised pixel values ``(B, 3, H, W)`` -> region tokens.
 
-        The rest is for training: ``x`` is then what the backbone's stages below ``start`` gave, ``colours``
-        are those of :func:`region_colours`, and the tag tokens are those of ``tags`` instead of what the
-        features say.
+        A model with a question encoder asks for captions of a ``detail``, by default of its first one; others
+        take none. The rest is for training: ``x`` is then what the backbone's stages below ``start`` gave,
+        ``colours`` are those of :func:`region_colours`, and the tag tokens are those of ``tags`` instead of
+        what the features say.
         """
         features = self.backbone.run(x, start) if start or self.training else self.features(x)
         regions = self.feature_map(features)
@@ -115,6 +130,9 @@ class CaptionModel(nn.Module):
                 tags = self.regions.tags.find(regions, colours)
             words = self.decoder.word_embedding
             return EncodedImages(self.regions(regions, words, colours=colours, tags=tags), grid, 0, tags)
+        if self.question is not None:
+            tokens = self.question(regions, self.decoder.word_embedding, detail=detail)
+            return EncodedImages(tokens, grid, self.question.prefix)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         return EncodedImages(features, grid, self.backbone.prefix)

@@ -14,9 +14,12 @@ from typing import Any
 
 from captioner.errors import OptionsError
 
-__all__ = ["DEFAULT_LENGTH_PENALTY", "SURE", "GenerationOptions", "SearchOptions"]
+__all__ = ["DEFAULT_LENGTH_PENALTY", "DETAILS", "SURE", "GenerationOptions", "SearchOptions"]
 
 DEFAULT_LENGTH_PENALTY = 1.0
+DETAILS = ("brief", "detailed", "full")
+"""How much a caption tells: a sentence, a few, or a paragraph."""
+
 MAX_TEXT = 4000
 SURE = 0.5
 """The least confidence of what ``hedge`` says, and where it begins if ``min_confidence`` is not given."""
@@ -63,6 +66,7 @@ class SearchOptions:
     stop: tuple[str, ...] = ()
     prompt: str = ""
     instruction: str = ""
+    detail: str = ""
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -101,6 +105,8 @@ class GenerationOptions:
         stop: texts before which a caption ends; for models run by `transformers` or on a server.
         prompt: text that every caption begins with.
         instruction: what to ask of a model that follows instructions, up to 4000 characters; "" for its own.
+        detail: "brief", "detailed" or "full", for a model that was trained to write captions of each; "" for
+            its own.
         do_sample: draw words at random instead of searching for the best caption.
         temperature: 0.01…100; below 1 draws likely words more often. Sampling only, as are the next three.
         top_k: draw only from this many likeliest words; 0 draws from all.
@@ -130,6 +136,7 @@ class GenerationOptions:
     stop: tuple[str, ...] | None = None
     prompt: str | None = None
     instruction: str | None = None
+    detail: str | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -216,6 +223,9 @@ def _check_value(name: str, value: object) -> None:
             raise OptionsError(f"{name} must be a text, not {value!r}")
         if len(value) > MAX_TEXT:
             raise OptionsError(f"{name} must have {MAX_TEXT} characters at most, not {len(value)}")
+    elif name == "detail":
+        if value not in ("", *DETAILS):
+            raise OptionsError(f"detail must be brief, detailed or full, not {value!r}")
     elif name == "stop":
         if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
             raise OptionsError(f"stop must be a tuple of texts, none of them empty, not {value!r}")

@@ -71,12 +71,14 @@ class CudaGraphs:
 class _RecordedEncoder:
     """The image encoder for batches of one size."""
 
-    def __init__(self, model: CaptionModel, pixel_values: Tensor, images: int, graphs: Graphs) -> None:
+    def __init__(
+        self, model: CaptionModel, pixel_values: Tensor, detail: str, images: int, graphs: Graphs
+    ) -> None:
         self.pixel_values = pixel_values.new_zeros(images, *pixel_values.shape[1:])
         _fill(self.pixel_values, pixel_values)
 
         def work() -> None:
-            self.encoded = model.encode(self.pixel_values)
+            self.encoded = model.encode(self.pixel_values, detail=detail)
 
         self.replay = graphs.record(work)
 
@@ -95,8 +97,8 @@ class _RecordedSearch:
     def __init__(self, search: Search, region_tokens: Tensor, graphs: Graphs) -> None:
         self.region_tokens = region_tokens
         self.parts: list[tuple[Callable[[], None], Search]] = []
-        for start in range(0, search.options.max_length, PATIENCE):
-            steps = min(PATIENCE, search.options.max_length - start)
+        for start in range(0, search.steps, PATIENCE):
+            steps = min(PATIENCE, search.steps - start)
 
             def work(start: int = start, steps: int = steps) -> None:
                 if start == 0:
@@ -111,7 +113,7 @@ class _RecordedSearch:
         _fill(self.region_tokens, region_tokens)
         for replay, search in self.parts:
             replay()
-            if search.length == search.options.max_length or search.done.all():
+            if search.length == search.steps or search.done.all():
                 break
         return search.hypotheses()[: len(region_tokens)]
 
@@ -138,23 +140,23 @@ class RecordedModel:
         self._lock = threading.Lock()
 
     @torch.inference_mode()
-    def encode(self, pixel_values: Tensor) -> EncodedImages:
+    def encode(self, pixel_values: Tensor, *, detail: str = "") -> EncodedImages:
         """:meth:`CaptionModel.encode`."""
         images = _bucket(len(pixel_values))
-        key = ("encode", images, pixel_values.shape[1:], pixel_values.dtype)
+        key = ("encode", images, pixel_values.shape[1:], pixel_values.dtype, detail)
         if not self._lock.acquire(blocking=False):
-            return self.model.encode(pixel_values)
+            return self.model.encode(pixel_values, detail=detail)
         try:
 
             def record() -> _RecordedEncoder:
-                recorded = _RecordedEncoder(self.model, pixel_values, images, self._graphs())
+                recorded = _RecordedEncoder(self.model, pixel_values, detail, images, self._graphs())
                 others = pixel_values.flip(-1)
-                _check_encoder(recorded(others), self.model.encode(others))
+                _check_encoder(recorded(others), self.model.encode(others, detail=detail))
                 return recorded
 
             found = self._find(key, record)
             assert not isinstance(found, _RecordedSearch)
-            return self.model.encode(pixel_values) if found is None else found(pixel_values)
+            return self.model.encode(pixel_values, detail=detail) if found is None else found(pixel_values)
         finally:
             self._lock.release()
 

@@ -32,7 +32,7 @@ class Hypothesis:
         token_ids: what was generated: without the prompt, with the end token if it came to that.
         logprobs: the model's own natural log-prob of each, before temperature, penalties and filters.
         score: summed log-probs, after the repetition penalty, / length ** length_penalty.
-        finished: whether it ends with the end token; else max_length cut it off.
+        finished: whether the model ended it; else max_length cut it off, with a forced end token or without.
     """
 
     token_ids: tuple[int, ...]
@@ -93,6 +93,7 @@ class Search(ABC):
         rows: ``N``.
 
     Attributes:
+        steps: tokens to generate at most.
         images: where the images still in the batch stood in it at first.
         results: the captions of those that left it, best first.
         length: tokens generated so far.
@@ -110,11 +111,11 @@ class Search(ABC):
         device = region_tokens.device
         self.decoder, self.options, self.rules, self.rows = decoder, options, rules, rows
         self.apply_rules = LogitsRules(options, rules, device)
+        self.steps = rules.steps(options)
         # one table for all divisions by a length: bounds and final scores then round alike
-        self.divisors = torch.tensor(
-            [max(n, 1) ** options.length_penalty for n in range(options.max_length + 1)], device=device
-        )
-        self.places = torch.arange(options.max_length, device=device)
+        lengths = [max(rules.counted_start + n, 1) for n in range(self.steps + 1)]
+        self.divisors = torch.tensor([n**options.length_penalty for n in lengths], device=device)
+        self.places = torch.arange(self.steps, device=device)
         self.prompt = torch.tensor(rules.prompt_ids, device=device)
         self.begin(region_tokens)
 
@@ -125,7 +126,7 @@ class Search(ABC):
         self.images = list(range(batch))
         self.results: dict[int, list[Hypothesis]] = {}
         self.length = 0
-        self.live = Texts.empty(batch, self.rows, self.options.max_length, device=device)
+        self.live = Texts.empty(batch, self.rows, self.steps, device=device)
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         cross = self.decoder.cross_cache(region_tokens)
         # read at every step, and faster where an attention head's keys lie one after the other
@@ -135,7 +136,7 @@ class Search(ABC):
             images=batch,
             rows=self.rows,
             prompt=prompt,
-            length=prompt + self.options.max_length - 1,  # the last token is never fed
+            length=prompt + self.steps - 1,  # the last token is never fed
             like=self.cross[0][0],
         )
 
@@ -150,7 +151,7 @@ class Search(ABC):
     @torch.inference_mode()
     def settle(self, *, at_most: float) -> None:
         """Let images that are done leave, if at most this share of the batch stays; waits for the device."""
-        over = self.length == self.options.max_length
+        over = self.length == self.steps
         done = [True] * len(self.images) if over else self.done.tolist()
         left = [place for place, is_done in enumerate(done) if not is_done]
         if len(left) == len(done) or len(left) > at_most * len(done):
@@ -195,9 +196,9 @@ class Search(ABC):
         """The best score ``(B, N)`` that the live texts can still get.
 
         Further log-probs are at most 0. What is negative gains by a larger divisor, so the bound is that of
-        max_length for a positive length penalty and that of the very next token otherwise.
+        the last step for a positive length penalty and that of the very next token otherwise.
         """
-        longest = self.options.max_length
+        longest = self.steps
         if self.options.length_penalty <= 0:
             longest = min(self.length + 1, longest)
         return self.live.scores / self.divisors[longest]
@@ -212,10 +213,13 @@ class Search(ABC):
     def hypotheses(self) -> list[list[Hypothesis]]:
         """The captions of the images in the batch as they are now, best first; waits for the device."""
         best = Texts(self._best().data.cpu())
+        forced = self.steps if self.rules.forced_end is not None else math.inf  # where an end is no choice
         fields = [tensor.tolist() for tensor in (best.tokens, best.logprobs, best.scores, best.lengths)]
         return [
             [
-                Hypothesis(tuple(ids[:n]), tuple(logprobs[:n]), score, ids[n - 1] == self.rules.eos_id)
+                Hypothesis(
+                    tuple(ids[:n]), tuple(logprobs[:n]), score, ids[n - 1] == self.rules.eos_id and n < forced
+                )
                 for ids, logprobs, score, n in zip(*image, strict=True)
                 if score > -math.inf
             ]
@@ -286,7 +290,7 @@ class BeamSearch(Search):
     def begin(self, region_tokens: Tensor) -> None:
         super().begin(region_tokens)
         self.live.scores[:, 0].fill_(0)  # all rows begin alike, so only one of them may have children
-        shape = (len(region_tokens), 1 + self.options.alternatives, self.options.max_length)
+        shape = (len(region_tokens), 1 + self.options.alternatives, self.steps)
         self.kept = Texts.empty(*shape, device=region_tokens.device)
         self.endings = torch.zeros_like(self.done, dtype=torch.int64)
 
@@ -313,7 +317,7 @@ class BeamSearch(Search):
     def _collect(self, children: Texts, ends: Tensor) -> None:
         """Keep the best captions. Only ends among the N best children come here: with all, one beam would
         collect ends that greedy search passes by."""
-        if self.length == self.options.max_length:
+        if self.length == self.steps:
             ends = torch.ones_like(ends)
         ends = ends & ~self.done[:, None]
         self.endings += ends.sum(-1)

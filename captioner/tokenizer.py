@@ -61,6 +61,8 @@ class TokenizerConfig:
         never_ids: tokens that no caption may contain.
         never_last_ids: tokens that no caption may end with.
         classes: parts of speech, by which captions keep some rules of grammar; None where they are not known.
+        counted_start: how many of start_ids count as generated, as those do that `transformers` forces.
+        forced_end: the token that a caption ends with where its greatest length cuts it; None for any.
     """
 
     start_ids: tuple[int, ...] = (BOS,)
@@ -70,6 +72,8 @@ class TokenizerConfig:
     never_ids: tuple[int, ...] = (PAD, BOS, UNK)
     never_last_ids: tuple[int, ...] = ()
     classes: WordClasses | None = None
+    counted_start: int = 0
+    forced_end: int | None = None
 
     @property
     def bad_words_ids(self) -> tuple[tuple[int, ...], ...]:

@@ -66,6 +66,9 @@ class CaptionOptions(_Strict):
     instruction: str | None = Field(
         None, max_length=4000, description="What to write about the photo, for a model that can be asked."
     )
+    detail: Literal["brief", "detailed", "full"] | None = Field(
+        None, description="How much to tell, for a model that was trained for each of them."
+    )
     do_sample: bool | None = Field(None, description="Choose the words at random.")
     temperature: float | None = Field(
         None, ge=0.01, le=100, description="With do_sample: below 1 prefers likely words."

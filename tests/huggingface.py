@@ -6,6 +6,7 @@ Everything is built from configurations and a few sentences, so no hub is asked 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,34 +180,49 @@ def save_git(directory: Path, *, seed: int = 0) -> GitForCausalLM:
     return model
 
 
-def save_florence2(directory: Path, *, seed: int = 0) -> Florence2ForConditionalGeneration:
-    """Florence-2, with a question for its encoder and the settings of generation that the real ones have."""
+def save_florence2(
+    directory: Path,
+    *,
+    seed: int = 0,
+    width: int = 16,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    special: Mapping[str, Any] | None = None,
+) -> Florence2ForConditionalGeneration:
+    """Florence-2, with the settings of generation that the real ones have.
+
+    Args:
+        directory: where to.
+        seed: of the weights.
+        width: channels of its text.
+        text: settings of BART that differ.
+        vision: settings of the vision tower that differ.
+        special: ids of tokens that differ.
+    """
     tokenizer = florence2_tokenizer()
-    special: dict[str, Any] = {
+    ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "decoder_start_token_id": tokenizer.eos_token_id,
         "forced_bos_token_id": tokenizer.bos_token_id,
         "forced_eos_token_id": tokenizer.eos_token_id,
+        **(special or {}),
     }
-    text = {"model_type": "bart", "vocab_size": len(tokenizer), "d_model": 16, "max_position_embeddings": 64}
+    bart: dict[str, Any] = {"model_type": "bart", "vocab_size": len(tokenizer), "d_model": width}
     for side in ("encoder", "decoder"):
-        text |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 32}
+        bart |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 32}
     stages = {"depths": (1, 1), "patch_size": (7, 3), "patch_stride": (4, 2), "patch_padding": (3, 1)}
-    stages |= {
-        "embed_dim": (8, 16),
-        "num_heads": (2, 2),
-        "num_groups": (2, 2),
-        "patch_prenorm": (False, True),
-    }
-    vision = {**stages, "window_size": 4, "projection_dim": 16, "drop_path_rate": 0.0}
+    stages |= {"embed_dim": (8, 16), "num_heads": (2, 2), "num_groups": (2, 2)}
+    stages |= {"patch_prenorm": (False, True), "window_size": 4, "projection_dim": width}
     config = Florence2Config(
-        text_config=text | special, vision_config=vision, image_token_id=tokenizer.image_token_id
+        text_config={**bart, "max_position_embeddings": 64, **ids, **(text or {})},
+        vision_config={**stages, "drop_path_rate": 0.0, **(vision or {})},
+        image_token_id=tokenizer.image_token_id,
     )
     model = Florence2ForConditionalGeneration(config).eval()
     randomise(model, seed)
-    for name, value in {**special, "num_beams": 3, "no_repeat_ngram_size": 3, "early_stopping": True}.items():
+    for name, value in {**ids, "num_beams": 3, "no_repeat_ngram_size": 3, "early_stopping": True}.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(directory)
     images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)

@@ -29,7 +29,7 @@ class ScriptedCaptioner(FakeCaptioner):
     device = torch.device("cpu")
     dtype = torch.float32
     parameters = 0
-    lacks = Lacks()
+    lacks = Lacks(details=None)
     sends_photos_to = None
 
     def __init__(self) -> None:

@@ -135,7 +135,7 @@ def test_every_option_arrives(fake, photo_path):
     search = "--beams 5 --alternatives 4 --max-length 9 --min-length 2 --length-penalty 0.5 --early-stopping"
     rules = "--repetition-penalty 1.5 --no-repeat-ngram 3 --bad-word dog --bad-word cat --attention"
     rules += " --min-confidence 0.3 --hedge"
-    texts = ("--prompt", "a photo of", "--instruction", "What is this?", "--stop", ".")
+    texts = ("--prompt", "a photo of", "--instruction", "What is this?", "--stop", ".", "--detail", "full")
     assert run(fake, "caption", *search.split(), *rules.split(), *texts, photo_path) == 0
     draw = "--sample --temperature 0.7 --top-k 9 --top-p 0.8 --seed 1"
     assert run(fake, "caption", *draw.split(), photo_path) == 0
@@ -156,6 +156,7 @@ def test_every_option_arrives(fake, photo_path):
         prompt="a photo of",
         instruction="What is this?",
         stop=(".",),
+        detail="full",
     )
     draw_options = {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.8, "seed": 1}
     assert drawn == replace(fake.default_options, **draw_options)
@@ -301,10 +302,11 @@ def test_a_model_of_ours_gives_everything(tmp_path, capsys):
     assert main(["models", str(tmp_path / "tiny")]) == 0
     head, *gives = capsys.readouterr().out.splitlines()
     assert head == "tiny\ta tiny model for tests"
-    *able, stops, asked = gives
+    *able, stops, asked, detail = gives
     assert stops.startswith("stops\tno\t")
     assert able == [f"{name}\tyes" for name in ("attention", "streaming", "seeds", "beams")]
     assert asked.startswith("instructions\tno\tit was trained to caption photos")
+    assert detail.startswith("details\tno\tit was not trained for")
 
 
 def test_models_are_those_of_the_library(capsys):

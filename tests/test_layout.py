@@ -34,6 +34,7 @@ ORDER = [
     "vision",
     "decoder",
     "regions",
+    "question",
     "model",
     "logits",
     "search",

@@ -27,6 +27,18 @@ IMAGES, ROWS, VOCAB = 3, 4, 7
 CPU = torch.device("cpu")
 
 
+def test_what_is_forced_counts_and_ends_a_text():
+    options = SearchOptions(max_length=6, min_length=4, no_repeat_ngram_size=1)
+    rules = DecodeRules(prompt_ids=(3, 0), eos_id=2, pad_id=1, counted_start=1, forced_end=2)
+    apply, scores = LogitsRules(options, rules, CPU), random_scores()
+    for length in range(5):  # with the forced first one, the last of these makes six
+        found = apply(scores, torch.full((IMAGES, ROWS, length), 5))
+        ends = {2} if length < 2 else set()
+        expected = {2} if length == 4 else set(range(VOCAB)) - {0, *[5] * length} - ends
+        assert allowed(found) == [expected] * IMAGES * ROWS
+    assert found[..., 2].eq(0).all(), "an end that is no choice costs nothing"
+
+
 def random_scores() -> Tensor:
     return torch.randn(IMAGES, ROWS, VOCAB).log_softmax(-1)
 

@@ -16,7 +16,15 @@ from torch import Tensor
 from captioner.errors import CheckpointError
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
-__all__ = ["fetch", "generation_defaults", "read_json", "read_tensors", "read_tokenizer", "weight_files"]
+__all__ = [
+    "fetch",
+    "generation_defaults",
+    "image_settings",
+    "read_json",
+    "read_tensors",
+    "read_tokenizer",
+    "weight_files",
+]
 
 
 def fetch(source: str | os.PathLike[str]) -> Path:
@@ -57,6 +65,13 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return data
 
 
+def image_settings(directory: Path) -> dict[str, Any]:
+    """What the image processor's file says, or that of all processors, which newer versions write."""
+    found = read_json(directory / "preprocessor_config.json", optional=True)
+    found = found or read_json(directory / "processor_config.json", optional=True).get("image_processor", {})
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def weight_files(directory: Path) -> list[Path]:
     """Where the weights are. Raises CheckpointError where they are not in safetensors, or not all there."""
     index = read_json(directory / "model.safetensors.index.json", optional=True)
@@ -85,9 +100,15 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def read_tokenizer(
-    directory: Path, *, start_ids: tuple[int, ...], eos_id: int, pad_id: int
+    directory: Path,
+    *,
+    start_ids: tuple[int, ...],
+    eos_id: int,
+    pad_id: int,
+    counted_start: int = 0,
+    forced_end: int | None = None,
 ) -> CaptionTokenizer:
-    """``tokenizer.json`` with the ids that the configuration names. Raises CheckpointError."""
+    """``tokenizer.json`` with what the configuration says of its ids. Raises CheckpointError."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
@@ -108,6 +129,8 @@ def read_tokenizer(
         pad_id=pad_id,
         unk_id=-1 if unknown_id is None else unknown_id,
         never_ids=(),
+        counted_start=counted_start,
+        forced_end=forced_end,
     )
     return CaptionTokenizer(tokenizer, config)
 

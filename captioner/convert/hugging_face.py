@@ -1,6 +1,6 @@
-"""Hugging Face checkpoints -> ours: BLIP, and ViT encoders with GPT-2 decoders.
+"""Hugging Face checkpoints -> ours: BLIP, Florence-2, and ViT encoders with GPT-2 decoders.
 
-Nothing of `transformers` runs but its configuration classes, which know the defaults that a ``config.json``
+Of `transformers` only its configuration classes are used here, which know the defaults that a ``config.json``
 leaves out. Weights are read from safetensors alone, under the names that they have on disk, which all
 versions of `transformers` share.
 """
@@ -9,51 +9,42 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
-from captioner.convert.files import fetch, generation_defaults, read_json, read_tensors, read_tokenizer
+from captioner.convert.files import (
+    fetch,
+    generation_defaults,
+    image_settings,
+    read_json,
+    read_tensors,
+    read_tokenizer,
+)
+from captioner.convert.florence2 import florence2_shape
+from captioner.convert.shape import Shape, activation, one_id
 from captioner.convert.tensors import BLIP, VIT_GPT2, our_tensors
-from captioner.decoder import Activation, DecoderConfig
+from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
 from captioner.model import ModelConfig, model_without_weights
+from captioner.tokenizer import CaptionTokenizer
 from captioner.vision import BackboneConfig
 
 __all__ = ["convert", "is_hugging_face", "read_hugging_face"]
 
 SUPPORTED = (
-    "BlipForConditionalGeneration (such as Salesforce/blip-image-captioning-base) and "
+    "BlipForConditionalGeneration (such as Salesforce/blip-image-captioning-base), "
+    "Florence2ForConditionalGeneration (such as florence-community/Florence-2-base) and "
     "VisionEncoderDecoderModel with a ViT encoder and a GPT-2 decoder (such as "
     "nlpconnect/vit-gpt2-image-captioning)"
 )
 
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESAMPLE: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a checkpoint's configuration says of it, in our terms."""
-
-    model: ModelConfig
-    names: Mapping[str, str]
-    start_id: int
-    eos_id: int
-    pad_id: int
-    image: Mapping[str, Any]  # what the image processor does where its own file does not say
 
 
 def convert(source: str | os.PathLike[str], destination: Path) -> Checkpoint:
@@ -98,51 +89,81 @@ def read_hugging_face(directory: Path, *, name: str | None = None) -> Checkpoint
     Raises:
         CheckpointError: it cannot be read, or is of a kind that is not supported.
     """
-    raw = read_json(directory / "config.json")
+    raw, image = read_json(directory / "config.json"), image_settings(directory)
     generation = read_json(directory / "generation_config.json", optional=True)
+    with _refusing(directory, name):
+        shape = _shape(raw, generation, image)
+    tokenizer = _tokenizer(directory, shape)
+    config = _asking(shape, tokenizer)
+    with _refusing(directory, name):
+        model = model_without_weights(config)
+    tensors = our_tensors(read_tensors(directory), shape.names, config)
+    check_tensors(directory, model.state_dict(), tensors)
+    model.load_state_dict(tensors, assign=True)
+    return Checkpoint(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        processor=_processor(directory, shape, image),
+        description=f"{name or directory.resolve().name}, converted from Hugging Face ({raw['model_type']})",
+        generation={**shape.generation, **generation_defaults(generation, config.decoder.max_positions)},
+    )
+
+
+@contextmanager
+def _refusing(directory: Path, name: str | None) -> Iterator[None]:
+    """Say whose configuration it is that is not supported or damaged."""
     try:
-        shape = _shape(raw, generation)
-        model = model_without_weights(shape.model)
+        yield
     except CheckpointError as error:
         raise CheckpointError(
             f"{name or directory} cannot be converted: {error}. Supported: {SUPPORTED}."
         ) from error
     except Exception as error:  # a wrong value may reach any constructor, and each fails in its own way
         raise CheckpointError(f"{directory / 'config.json'} does not describe a model: {error!r}") from error
-    tensors = our_tensors(read_tensors(directory), shape.names, shape.model)
-    check_tensors(directory, model.state_dict(), tensors)
-    model.load_state_dict(tensors, assign=True)
-    return Checkpoint(
-        model=model.eval().requires_grad_(False),
-        tokenizer=read_tokenizer(
-            directory, start_ids=(shape.start_id,), eos_id=shape.eos_id, pad_id=shape.pad_id
-        ),
-        processor=_processor(directory, shape),
-        description=f"{name or directory.resolve().name}, converted from Hugging Face ({raw['model_type']})",
-        generation=generation_defaults(generation, shape.model.decoder.max_positions),
+
+
+def _tokenizer(directory: Path, shape: Shape) -> CaptionTokenizer:
+    return read_tokenizer(
+        directory,
+        start_ids=shape.start_ids,
+        eos_id=shape.eos_id,
+        pad_id=shape.pad_id,
+        counted_start=shape.counted_start,
+        forced_end=shape.forced_end,
     )
 
 
-def _shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> _Shape:
+def _asking(shape: Shape, tokenizer: CaptionTokenizer) -> ModelConfig:
+    """The network with its questions as token ids."""
+    if shape.model.question is None:
+        return shape.model
+    token_ids = {detail: tuple(tokenizer.encode(text)) for detail, text in shape.questions.items()}
+    return replace(shape.model, question=replace(shape.model.question, token_ids=token_ids))
+
+
+def _shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image: Mapping[str, Any]) -> Shape:
     """Raises CheckpointError, with a phrase, for what is not supported, and anything for what is damaged."""
-    kind = raw.get("model_type")
-    architectures = raw.get("architectures") or ["BlipForConditionalGeneration", "VisionEncoderDecoderModel"]
-    if kind == "blip" and "BlipForConditionalGeneration" in architectures:
+    kind, architectures = raw.get("model_type"), raw.get("architectures")
+    if kind == "blip" and "BlipForConditionalGeneration" in (
+        architectures or ["BlipForConditionalGeneration"]
+    ):
         return _blip_shape(raw)
-    if kind == "vision-encoder-decoder" and "VisionEncoderDecoderModel" in architectures:
+    if kind == "florence2":
+        return florence2_shape(raw, generation, image)
+    if kind == "vision-encoder-decoder":
         parts = tuple(raw[part]["model_type"] for part in ("encoder", "decoder"))
         if parts == ("vit", "gpt2"):
             return _vit_gpt2_shape(raw, generation)
         raise CheckpointError(f"its encoder is {parts[0]!r} and its decoder {parts[1]!r}")
-    raise CheckpointError(f"it is {' or '.join(raw.get('architectures') or [repr(kind)])}")
+    raise CheckpointError(f"it is {' or '.join(architectures or [repr(kind)])}")
 
 
-def _blip_shape(raw: Mapping[str, Any]) -> _Shape:
+def _blip_shape(raw: Mapping[str, Any]) -> Shape:
     from transformers import BlipConfig
 
     config: Any = BlipConfig.from_dict(dict(raw))
     vision, text = config.vision_config, config.text_config
-    if text.hidden_act != "gelu":
+    if text.hidden_act != "gelu":  # which is that of the output's transformation, too
         raise CheckpointError(f"its decoder's activation is {text.hidden_act!r}")
     decoder = DecoderConfig(
         vocab_size=text.vocab_size,
@@ -157,23 +178,21 @@ def _blip_shape(raw: Mapping[str, Any]) -> _Shape:
         head_transform=True,
         eps=text.layer_norm_eps,
     )
-    return _Shape(
+    return Shape(
         model=ModelConfig(backbone=_vit(vision), regions=None, decoder=decoder),
         names=BLIP,
-        start_id=text.bos_token_id,
+        start_ids=(text.bos_token_id,),
         eos_id=text.sep_token_id,
         pad_id=text.pad_token_id,
         image={"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": 3},
     )
 
 
-def _vit_gpt2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> _Shape:
+def _vit_gpt2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Shape:
     from transformers import VisionEncoderDecoderConfig
 
     config: Any = VisionEncoderDecoderConfig.from_dict(dict(raw))
     vision, text = config.encoder, config.decoder
-    if text.activation_function not in ACTIVATIONS:
-        raise CheckpointError(f"its decoder's activation is {text.activation_function!r}")
     if text.scale_attn_by_inverse_layer_idx or not text.scale_attn_weights:
         raise CheckpointError("its decoder scales attention in an unusual way")
     decoder = DecoderConfig(
@@ -184,28 +203,22 @@ def _vit_gpt2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> _S
         mlp_width=text.n_inner or 4 * text.n_embd,
         max_positions=text.n_positions,
         region_width=vision.hidden_size,
-        activation=ACTIVATIONS[text.activation_function],
+        activation=activation(text.activation_function, "decoder"),
         output_bias=False,
         eps=text.layer_norm_epsilon,
     )
 
     def token_id(name: str) -> int | None:
-        places = (generation.get(name), raw.get(name), getattr(text, name, None))
-        ids = next((found for found in places if found is not None), None)
-        if not isinstance(ids, list):
-            return ids
-        if len(ids) != 1:
-            raise CheckpointError(f"it has several tokens for {name}: {ids}")
-        return int(ids[0])
+        return one_id(name, generation.get(name), raw.get(name), getattr(text, name, None))
 
     start, eos, pad = (token_id(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
     start = token_id("bos_token_id") if start is None else start
     if start is None or eos is None:
         raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
-    return _Shape(
+    return Shape(
         model=ModelConfig(backbone=_vit(vision), regions=None, decoder=decoder),
         names=VIT_GPT2,
-        start_id=start,
+        start_ids=(start,),
         eos_id=eos,
         pad_id=eos if pad is None else pad,
         image={"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 2},
@@ -230,11 +243,8 @@ def _vit(config: Any) -> BackboneConfig:
     return BackboneConfig(kind="vit", image_size=config.image_size, width=config.hidden_size, options=options)
 
 
-def _processor(directory: Path, shape: _Shape) -> ImageProcessor:
-    """From the file of the image processor, or that of all processors, which newer versions write."""
-    found = read_json(directory / "preprocessor_config.json", optional=True)
-    found = found or read_json(directory / "processor_config.json", optional=True).get("image_processor", {})
-    settings = {**shape.image, **{key: value for key, value in found.items() if value is not None}}
+def _processor(directory: Path, shape: Shape, image: Mapping[str, Any]) -> ImageProcessor:
+    settings = {**shape.image, **image}
     side = shape.model.backbone.image_size
     usual = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
     odd = [key for key, value in usual.items() if settings.get(key, value) != value]

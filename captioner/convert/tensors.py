@@ -1,13 +1,15 @@
-"""What BLIP's and ViT-GPT2's tensors are called on disk and here, read in both directions.
+"""What the tensors of BLIP, ViT-GPT2 and Florence-2 are called on disk and here, read in both directions.
 
 In a pair of names ``#`` is a layer, ``*`` weight and bias, and where theirs has ``{a,b}`` ours is the
-concatenation of a and b along the first dimension.
+concatenation of a and b along the first dimension. ``**`` is whatever comes after it, where a network of
+`transformers` is run as it is. Of theirs with ``[n:]`` the first n rows are left out, which nothing reads.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from captioner.errors import CheckpointError
 from captioner.model import CaptionModel, ModelConfig
 
-__all__ = ["BLIP", "VIT_GPT2", "our_tensors", "their_tensors"]
+__all__ = ["BLIP", "FLORENCE2", "VIT_GPT2", "our_tensors", "their_tensors"]
 
 _BLIP_ENCODER = {
     "class_token": "embeddings.class_embedding",
@@ -75,6 +77,38 @@ _GPT2 = {
     "final_norm.*": "transformer.ln_f.*",
     "output_bias": "lm_head.bias",
 }
+_BART_DECODER = {
+    "word_embedding.weight": "shared.weight",
+    "position_embedding.weight": "decoder.embed_positions.weight[2:]",
+    "embedding_norm.*": "decoder.layernorm_embedding.*",
+    "blocks.#.self_attention.qkv.*": "decoder.layers.#.self_attn.{q_proj,k_proj,v_proj}.*",
+    "blocks.#.self_attention.out.*": "decoder.layers.#.self_attn.out_proj.*",
+    "blocks.#.norm1.*": "decoder.layers.#.self_attn_layer_norm.*",
+    "blocks.#.cross_attention.q.*": "decoder.layers.#.encoder_attn.q_proj.*",
+    "blocks.#.cross_attention.kv.*": "decoder.layers.#.encoder_attn.{k_proj,v_proj}.*",
+    "blocks.#.cross_attention.out.*": "decoder.layers.#.encoder_attn.out_proj.*",
+    "blocks.#.norm2.*": "decoder.layers.#.encoder_attn_layer_norm.*",
+    "blocks.#.mlp.fc1.*": "decoder.layers.#.fc1.*",
+    "blocks.#.mlp.fc2.*": "decoder.layers.#.fc2.*",
+    "blocks.#.norm3.*": "decoder.layers.#.final_layer_norm.*",
+}
+_BART_ENCODER = {
+    "positions.weight": "encoder.embed_positions.weight[2:]",
+    "norm.*": "encoder.layernorm_embedding.*",
+    "layers.#.attention.qkv.*": "encoder.layers.#.self_attn.{q_proj,k_proj,v_proj}.*",
+    "layers.#.attention.out.*": "encoder.layers.#.self_attn.out_proj.*",
+    "layers.#.norm1.*": "encoder.layers.#.self_attn_layer_norm.*",
+    "layers.#.mlp.fc1.*": "encoder.layers.#.fc1.*",
+    "layers.#.mlp.fc2.*": "encoder.layers.#.fc2.*",
+    "layers.#.norm2.*": "encoder.layers.#.final_layer_norm.*",
+}
+_FLORENCE2_PROJECTOR = {
+    "project.weight": "image_projection.weight",
+    "project_norm.*": "image_proj_norm.*",
+    "rows.weight": "image_position_embed.row_embeddings.weight",
+    "columns.weight": "image_position_embed.column_embeddings.weight",
+    "frames": "visual_temporal_embed.pos_idx_to_embed",
+}
 BLIP = {f"backbone.{ours}": f"vision_model.{theirs}" for ours, theirs in _BLIP_ENCODER.items()} | {
     f"decoder.{ours}": f"text_decoder.{theirs}" for ours, theirs in _BLIP_DECODER.items()
 }
@@ -82,10 +116,23 @@ VIT_GPT2 = {f"backbone.{ours}": f"encoder.{theirs}" for ours, theirs in _VIT.ite
     f"decoder.{ours}": f"decoder.{theirs}" for ours, theirs in _GPT2.items()
 }
 
+FLORENCE2 = (
+    {"backbone.network.**": "model.vision_tower.**"}
+    | {
+        f"question.{ours}": f"model.multi_modal_projector.{theirs}"
+        for ours, theirs in _FLORENCE2_PROJECTOR.items()
+    }
+    | {f"question.{ours}": f"model.language_model.{theirs}" for ours, theirs in _BART_ENCODER.items()}
+    | {f"decoder.{ours}": f"model.language_model.{theirs}" for ours, theirs in _BART_DECODER.items()}
+)
+
 _TIED = {
     "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
     "decoder.lm_head.weight": "decoder.transformer.wte.weight",
+    "lm_head.weight": "model.language_model.shared.weight",
+    "model.language_model.encoder.embed_tokens.weight": "model.language_model.shared.weight",
+    "model.language_model.decoder.embed_tokens.weight": "model.language_model.shared.weight",
 }
 _UNUSED = re.compile(
     r".*(\.position_ids|\.pooler\.dense\.(weight|bias)|(\.attn|\.crossattention)\.(masked_)?bias)"
@@ -107,10 +154,10 @@ def our_tensors(
         theirs.pop(copy, None)
     _fold_projection(theirs)
     ours: dict[str, Tensor] = {}
-    for name, sources in _pairs(names, config):
-        parts = [theirs.pop(source) for source in sources if source in theirs]
+    for name, sources in _pairs(names, config, list(theirs)):
+        parts = [theirs.pop(source.name)[source.start :] for source in sources if source.name in theirs]
         if len(parts) == len(sources):
-            parts = [part.T if _is_transposed(sources[0], part) else part for part in parts]
+            parts = [part.T if _is_transposed(sources[0].name, part) else part for part in parts]
             ours[name] = torch.cat(parts).contiguous()
         elif name.endswith(".qkv.bias"):  # a ViT may go without
             weight = ours[name.replace("bias", "weight")]
@@ -121,30 +168,57 @@ def our_tensors(
 def their_tensors(model: CaptionModel) -> dict[str, Tensor]:
     """The way back: weights under the names that `transformers` has for them on disk.
 
-    Those of the decoder always have such names, those of the encoder where it is a bare ViT. The output
-    layer's weight is left out, since it is the word embedding.
+    Those of the decoder always have such names, those of the encoder where it is a bare ViT or Florence-2's.
+    The output layer's weight is left out, since it is the word embedding.
     """
-    names = BLIP if model.config.decoder.norm == "post" else VIT_GPT2
-    bare_vit = model.config.backbone.kind == "vit" and model.config.regions is None
+    config, ours = model.config, model.state_dict()
+    names = FLORENCE2 if config.question else BLIP if config.decoder.norm == "post" else VIT_GPT2
+    whole = config.question is not None or (config.backbone.kind == "vit" and config.regions is None)
     theirs: dict[str, Tensor] = {}
-    ours = model.state_dict()
-    for name, sources in _pairs(names, model.config):
-        if name in ours and (bare_vit or name.startswith("decoder.")):
+    for name, sources in _pairs(names, config, list(ours)):
+        if name in ours and (whole or name.startswith("decoder.")):
             for source, part in zip(sources, ours[name].chunk(len(sources)), strict=True):
-                theirs[source] = part.T.contiguous() if _is_transposed(source, part) else part
+                unread = part.new_zeros(source.start, *part.shape[1:])
+                part = torch.cat([unread, part]) if source.start else part
+                theirs[source.name] = part.T.contiguous() if _is_transposed(source.name, part) else part
     return theirs
 
 
-def _pairs(names: Mapping[str, str], config: ModelConfig) -> Iterator[tuple[str, list[str]]]:
-    """The name of each of our tensors with theirs."""
-    layers = {"backbone": config.backbone.options.get("layers", 0), "decoder": config.decoder.layers}
+class _Source(NamedTuple):
+    """A tensor of theirs, and from which of its rows on it is one of ours."""
+
+    name: str
+    start: int
+
+    @classmethod
+    def parse(cls, text: str) -> _Source:
+        name, _, start = text.removesuffix(":]").partition("[")
+        return cls(name, int(start or 0))
+
+
+def _pairs(
+    names: Mapping[str, str], config: ModelConfig, present: Sequence[str]
+) -> Iterator[tuple[str, list[_Source]]]:
+    """The name of each of our tensors with theirs; ``present`` are those of either side."""
+    layers = {
+        "backbone": config.backbone.options.get("layers", 0),
+        "question": config.question.layers if config.question else 0,
+        "decoder": config.decoder.layers,
+    }
     for ours, theirs in names.items():
+        if ours.endswith("**"):
+            heads = ours.removesuffix("**"), theirs.removesuffix("**")
+            for tail in (
+                name.removeprefix(head) for head in heads for name in present if name.startswith(head)
+            ):
+                yield heads[0] + tail, [_Source(heads[1] + tail, 0)]
+            continue
         for layer in range(layers[ours.split(".")[0]]) if "#" in ours else [0]:
             for kind in ("weight", "bias") if ours.endswith("*") else [""]:
                 mine, other = (name.replace("#", str(layer)).replace("*", kind) for name in (ours, theirs))
                 head, _, tail = other.partition("{")
                 choices, _, end = tail.partition("}")
-                yield mine, [head + choice + end for choice in choices.split(",")]
+                yield mine, [_Source.parse(head + choice + end) for choice in choices.split(",")]
 
 
 def _is_transposed(name: str, tensor: Tensor) -> bool:

@@ -54,6 +54,7 @@ class Lacks:
         beams: a beam search.
         stops: an end before the texts of ``GenerationOptions.stop``.
         instructions: captions as ``GenerationOptions.instruction`` asks for them.
+        details: captions of each ``GenerationOptions.detail``; few models were trained for that.
     """
 
     attention: str | None = None
@@ -62,6 +63,7 @@ class Lacks:
     beams: str | None = None
     stops: str | None = None
     instructions: str | None = None
+    details: str | None = "it was not trained for captions of several kinds"
 
     def to_dict(self) -> dict[str, str | None]:
         """The reasons by name."""

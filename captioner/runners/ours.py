@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
 
 import torch
@@ -28,13 +29,14 @@ class CheckpointRunner(NetworkRunner):
         checkpoint: the model, its tokenizer and its image processor; kept as the attribute of this name.
     """
 
-    lacks = Lacks(stops="its captions end by themselves, with a token", instructions=UNASKED)
-
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.model)
         self.checkpoint = checkpoint
         self.description, self.generation = checkpoint.description, checkpoint.generation
         self.min_side = checkpoint.processor.size
+        self.lacks = Lacks(stops="its captions end by themselves, with a token", instructions=UNASKED)
+        if checkpoint.model.question is not None:
+            self.lacks = replace(self.lacks, details=None)
         self._tokenizer, self._decoder = checkpoint.tokenizer, checkpoint.model.decoder
         self._recorded: RecordedModel | None = None
         self._record()
@@ -65,10 +67,11 @@ class CheckpointRunner(NetworkRunner):
         return decode_rules(self._tokenizer, options, self._decoder.config.max_positions)
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[PreparedImage]) -> EncodedImages:
-        """Prepared photos, one at least, through the image encoder."""
+    def encode(self, images: Sequence[PreparedImage], *, detail: str = "") -> EncodedImages:
+        """Prepared photos, one at least, through the image encoder, for captions of a detail."""
         model = self._recorded or self.checkpoint.model
-        return model.encode(normalized(images, self.checkpoint.processor, self.device, self.dtype))
+        pixel_values = normalized(images, self.checkpoint.processor, self.device, self.dtype)
+        return model.encode(pixel_values, detail=detail)
 
     @torch.inference_mode()
     def search(
@@ -83,14 +86,14 @@ class CheckpointRunner(NetworkRunner):
     def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
-        encoded = self.encode(images)
+        encoded = self.encode(images, detail=options.detail)
         found = self.search(encoded.region_tokens, options, rules)
         return self._written(encoded, found, options, rules)
 
     def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
-        encoded = self.encode([image])
+        encoded = self.encode([image], detail=options.detail)
         return self._progress(
             stream(self._decoder, encoded.region_tokens, options, rules), encoded, options, rules
         )

@@ -48,6 +48,8 @@ def decode_rules(tokenizer: CaptionTokenizer, options: SearchOptions, positions:
         pad_id=config.pad_id,
         bad_words_ids=(*config.bad_words_ids, *known),
         classes=config.classes,
+        counted_start=config.counted_start,
+        forced_end=config.forced_end,
     )
     check_positions(options, rules, positions)
     return rules

@@ -41,7 +41,7 @@ MAX_SIDE = 1280
 POSITIONS = 1 << 20
 """More than any text that can be asked for: how many a photo leaves of a model's own is not known before."""
 
-ON_OUR_LOOP = ("blip", "vision-encoder-decoder")
+ON_OUR_LOOP = ("blip", "florence2", "vision-encoder-decoder")
 """What `transformers` counts among these models too."""
 
 QUESTIONS = {"paligemma": ("<image>caption en", "<image>{}"), "blip-2": ("", "Question: {} Answer:")}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from huggingface import save_florence2
 from images import draw_noise, encode
 from problems import check_problem
 from prometheus_client.parser import text_string_to_metric_families
 from standins import Held
 from tiny import tiny_captioner
 
+import captioner
 from captioner import Caption
 
 
@@ -52,6 +55,44 @@ def test_several_photos_come_back_in_order(client: httpx.Client):
     captions = client.post("/v1/captions", files=files).json()["captions"]
     assert [(item["file"], item["width"]) for item in captions] == [(f"{n}.png", 50 + n) for n in range(9)]
     assert captions == [expected(photo, name) for name, photo in photos.items()]
+
+
+@pytest.fixture(scope="module")
+def florence(tmp_path_factory: pytest.TempPathFactory) -> captioner.Captioner:
+    """A model that takes a detail."""
+    folder = tmp_path_factory.mktemp("florence")
+    save_florence2(folder)
+    return captioner.load(folder, device="cpu")
+
+
+def test_requests_for_several_details_at_a_time_each_get_theirs(serve, florence: captioner.Captioner):
+    photos = [encode(draw_noise(50, 40, seed=seed), "PNG") for seed in range(3)]
+
+    def ask(client: httpx.Client, photo: bytes, detail: str | None) -> dict[str, Any]:
+        data = {"max_length": "8", "attention": "true"} | ({"detail": detail} if detail else {})
+        return client.post("/v1/captions", files={"image": photo}, data=data).json()["captions"][0]
+
+    jobs = [(photo, detail) for photo in photos for detail in (None, "brief", "detailed", "full")]
+    with serve(florence, batch_window_ms=50) as client, ThreadPoolExecutor(len(jobs)) as pool:
+        answers = list(pool.map(lambda job: ask(client, *job), jobs))
+        (model,) = client.get("/v1/models").json()["data"]
+    assert (model["gives"]["details"], model["default_options"]["detail"]) == (True, "brief")
+    for (photo, detail), answer in zip(jobs, answers, strict=True):
+        options = captioner.GenerationOptions(detail=detail, max_length=8, attention=True)
+        (alone,) = florence.caption([photo], options)
+        assert answer["caption"] == alone.caption
+        assert answer["logprob"] == pytest.approx(alone.logprob, abs=1e-3)
+    assert len({round(answer["logprob"], 2) for answer in answers}) == 9
+
+
+def test_a_model_of_one_kind_of_caption_refuses_a_detail(client: httpx.Client, photo: bytes):
+    response = client.post("/v1/captions", files={"image": photo}, data={"detail": "full"})
+    check_problem(response, 400)
+    assert "tiny takes no detail, since it was not trained for captions of several kinds" in response.text
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["gives"]["details"] is None
+    assert "several kinds" in model["reasons"]["details"]
+    assert client.post("/v1/captions", files={"image": photo}, data={"detail": "long"}).status_code == 400
 
 
 MANY_OPTIONS = {

@@ -1,0 +1,75 @@
+"""What a checkpoint's configuration says of it, in our terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from captioner.decoder import Activation
+from captioner.errors import CheckpointError
+from captioner.model import ModelConfig
+
+__all__ = ["Shape", "activation", "library_config", "one_id"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """All of a checkpoint but its weights and its tokenizer.
+
+    Attributes:
+        model: the network.
+        names: our tensors' names with theirs.
+        start_ids: token ids that every caption starts with.
+        eos_id: ends a caption.
+        pad_id: fills captions up.
+        image: what the image processor does where its own file does not say.
+        counted_start: see :class:`~captioner.tokenizer.TokenizerConfig`.
+        forced_end: likewise.
+        questions: by the name of each detail, the text that its encoder is asked.
+        generation: settings of generation where its own file has none.
+    """
+
+    model: ModelConfig
+    names: Mapping[str, str]
+    start_ids: tuple[int, ...]
+    eos_id: int
+    pad_id: int
+    image: Mapping[str, Any]
+    counted_start: int = 0
+    forced_end: int | None = None
+    questions: Mapping[str, str] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def activation(name: str, where: str) -> Activation:
+    """Our name of an activation. Raises CheckpointError where the network ``where`` has another one."""
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"its {where}'s activation is {name!r}")
+    return ACTIVATIONS[name]
+
+
+def one_id(name: str, *places: Any) -> int | None:
+    """The token id of that name in the first place that has it. Raises CheckpointError for several."""
+    ids = next((found for found in places if found is not None), None)
+    if isinstance(ids, list | tuple):
+        if len(ids) != 1:
+            raise CheckpointError(f"it has several tokens for {name}: {list(ids)}")
+        ids = ids[0]
+    return None if ids is None else int(ids)
+
+
+def library_config(config: Any) -> dict[str, Any]:
+    """A configuration of `transformers` as options of :class:`~captioner.vision.TransformersBackbone`."""
+    told = ("_name_or_path", "architectures", "dtype", "transformers_version")
+    return {name: value for name, value in config.to_dict().items() if name not in told}
