@@ -201,8 +201,5 @@ def perturb(scores: Tensor, options: SearchOptions, generator: torch.Generator |
 
 
 def forbid(scores: Tensor, ids: Tensor, where: Tensor) -> Tensor:
-    """-inf at ``ids (B, N, m)`` where ``where`` holds; the other ids go to a column that is cut off."""
-    vocab = scores.shape[-1]
-    banned = torch.zeros(*scores.shape[:-1], vocab + 1, dtype=torch.bool, device=scores.device)
-    banned.scatter_(-1, ids.masked_fill(~where, vocab), True)
-    return scores.masked_fill(banned[..., :vocab], -torch.inf)
+    """-inf at ``ids (B, N, m)`` where ``where`` holds; an id may come more than once."""
+    return scores.scatter_add(-1, ids, torch.where(where, -torch.inf, 0.0))
