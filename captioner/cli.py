@@ -36,7 +36,8 @@ from captioner.evaluation.benchmark_command import benchmark
 from captioner.evaluation.calibrate_command import calibrate
 from captioner.evaluation.command import evaluate
 from captioner.serve import serve
-from captioner.training.command import average, train
+from captioner.training.average_command import average
+from captioner.training.command import train
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captioner.regions import RegionConfig, TagTokens
 from captioner.tokenizer import train_word_tokenizer
-from captioner.training.data import IGNORE, Captions
+from captioner.training.labels import IGNORE, Captions
 from captioner.training.swap import TagSwap
 
 WORDS = train_word_tokenizer(["a dog runs after an old man and another dog"], min_count=1, words={"owl"})

@@ -11,6 +11,7 @@ import torch
 from captioner.errors import DataError
 from captioner.regions import RegionConfig, Tags, TagTokens
 from captioner.tokenizer import train_word_tokenizer
+from captioner.training.labels import Labels
 from captioner.training.text import KnownPhotos, TextLines, read_texts
 
 WORDS = train_word_tokenizer(["a dog runs on the beach with a ball", "a cat on a sofa"], min_count=1)
@@ -40,7 +41,7 @@ def known_photos() -> KnownPhotos:
 
 
 def text_lines(*lines: tuple[str, ...]) -> TextLines:
-    return TextLines(lines, known_photos(), tag_tokens(), WORDS, max_words=20)
+    return TextLines(lines, known_photos(), tag_tokens(), Labels(WORDS, 20))
 
 
 def shares(tags: Tags) -> torch.Tensor:

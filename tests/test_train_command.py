@@ -107,7 +107,7 @@ def test_words_of_texts_are_known_if_they_occur_often(data: Path):
         (None, [*SMALL, "--text-epochs", "1"], "add --text"),
         (None, [*SMALL, "--device", "toaster"], "unknown device"),
         (None, [*SMALL, "--word-tags"], "no word is in the captions of 20 photos"),
-        (None, ["--word-tags", "--from", "default"], "leave --word-tags out"),
+        (None, ["--init", "default"], "leave out either"),
     ],
 )
 def test_a_mistake_is_one_line(

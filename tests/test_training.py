@@ -32,7 +32,8 @@ from captioner.training import sources as sources_module
 from captioner.training.cache import ActivationCache, augment
 from captioner.training.consensus import check_consensus, leave_one_out
 from captioner.training.curve import plot_curve
-from captioner.training.data import IGNORE, CaptionSet, batches
+from captioner.training.data import CaptionSet, batches
+from captioner.training.labels import IGNORE, Labels
 from captioner.training.options import PhotoSet, Progress, TrainingOptions, TrainingSet
 from captioner.training.rewards import References, Rewards
 from captioner.training.scst import SelfCritic
@@ -268,11 +269,11 @@ def test_mirrored_views_exchange_left_and_right(tmp_path: Path) -> None:
     photos = photo_set(tmp_path / "photos", count=2)
     coco = CocoCaptions(photos.coco.images, dict.fromkeys((0, 1), ("the left side of a unicorn",)))
     cache = ActivationCache(tmp_path, "x", 2)
-    group = CaptionSet.build(coco, tokenizer, cache, photos_per_batch=1, max_words=5)
-    assert (
-        tokenizer.decode(group.token_ids[0][0]) == "the left side of a"
-    )  # "right" is no word of this vocabulary
-    assert group.mirrored == group.token_ids
+    group = CaptionSet.build(coco, Labels(tokenizer, 5), cache, photos_per_batch=1)
+    (ids, *_), (turned, *_) = group.token_ids[0], group.mirrored[0]
+    assert tokenizer.decode(ids) == "the left side of a"
+    unknown = tokenizer.config.unk_id
+    assert turned == [ids[0], ids[1], unknown, *ids[3:]], "right is no word of this vocabulary"
 
 
 def test_targets_leave_out_padding_and_unknown_words(tmp_path: Path) -> None:
@@ -283,10 +284,9 @@ def test_targets_leave_out_padding_and_unknown_words(tmp_path: Path) -> None:
     texts = {0: ("a unicorn runs",), 1: ("a brown dog runs through the green grass",)}
     cache = ActivationCache(tmp_path, "x", 1)
     np.save(cache.path(0), np.zeros((2, 3, 3, 4), dtype=np.float16))
-    group = CaptionSet.build(
-        CocoCaptions(photos.coco.images, texts), tokenizer, cache, photos_per_batch=2, max_words=4
-    )
-    (parts,) = batches([group], pad_id=tokenizer.config.pad_id, unk_id=tokenizer.config.unk_id, seed=0)
+    labels = Labels(tokenizer, 4)
+    group = CaptionSet.build(CocoCaptions(photos.coco.images, texts), labels, cache, photos_per_batch=2)
+    (parts,) = batches([group], labels, seed=0)
     (batch,) = parts
     by_photo = dict(zip(batch.photos, batch.captions.targets[:, 0].tolist(), strict=True))
     a, runs, brown, dog = (tokenizer.token_id(word) for word in ("a", "runs", "brown", "dog"))
@@ -300,11 +300,13 @@ def test_it_goes_on_from_a_whole_model(finished: Path, tmp_path: Path) -> None:
     photos, output = finished / "photos", tmp_path / "further"
     arguments = ["--images", photos, "--train", photos / "captions.json", "--val", photos / "captions.json"]
     recipe = ["--epochs", 0, "--scst-epochs", 1, "--views", 1, "--photos", 4, "--scst-rate", 1e-6]
-    command = ["train", *arguments, "--from", finished / "out", "--output", output, *recipe]
+    recipe += ["--keep-epochs"]
+    command = ["train", *arguments, "--init", finished / "out", "--output", output, *recipe]
     assert main([*map(str, command)]) == 0
-    (record,) = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert record["cider"] == cider(finished, output)
-    before, after = (load_file(path / "model.safetensors") for path in (finished / "out", output))
+    _, record = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    epoch = output / "epochs" / "1"
+    assert record["cider"] == cider(finished, epoch)
+    before, after = (load_file(path / "model.safetensors") for path in (finished / "out", epoch))
     assert before.keys() == after.keys()
     changes = [(after[name].float() - before[name].float()).abs().max().item() for name in before]
     assert 0 < max(changes) < 1e-3, "four steps of 1e-6 each, and the rounding to float16"
@@ -614,8 +616,8 @@ def test_word_tags_can_be_those_of_an_earlier_encoder(tmp_path: Path) -> None:
     start, earlier = with_word_tags(colours=2), tiny_checkpoint(seed=5)
     sources = Sources(start, [photos], (), options, tmp_path)
     sources.build_caches(lambda progress: None)
-    (own,), _ = sources.fit_word_tags(None, lambda progress: None)
-    (theirs,), _ = sources.fit_word_tags(earlier, lambda progress: None)
+    (own,), _ = sources.word_tags(None, lambda progress: None)
+    (theirs,), _ = sources.word_tags(earlier, lambda progress: None)
     assert own.tags.shape == theirs.tags.shape == (16, 4)
     assert not torch.allclose(own.scores.sort(1).values, theirs.scores.sort(1).values)
     plain = Sources(tiny_checkpoint(), [photos], (), options, tmp_path)

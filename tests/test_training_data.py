@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_checkpoint
 
 from captioner.training.cache import ActivationCache
-from captioner.training.data import IGNORE, CaptionSet, pack, rarity
+from captioner.training.data import CaptionSet, rarity
+from captioner.training.labels import IGNORE, Labels
 
 
 def caption_set(weights: list[float] | None) -> CaptionSet:
@@ -45,7 +47,8 @@ def test_each_pass_shows_photos_as_often_as_they_weigh():
 
 
 def test_photos_with_fewer_captions_have_rows_without_one():
-    captions = pack([[[1, 5, 6, 2], [1, 7, 2]], [[1, 3, 2]]], pad_id=0, unk_id=3)
+    labels = Labels(tiny_checkpoint().tokenizer, 20)
+    captions = labels.pack([[[1, 5, 6, 2], [1, 7, 2]], [[1, 3, 2]]])
     assert captions.input_ids.tolist() == [[[1, 5, 6], [1, 7, 2]], [[1, 3, 2], [0, 0, 0]]]
     assert captions.targets[1].tolist() == [[IGNORE, 2, IGNORE], [IGNORE] * 3]
     assert captions.number == 3

@@ -8,6 +8,14 @@ from captioner.training.options import Progress
 
 __all__ = ["Bar"]
 
+NAMES = {
+    "cache": "view",
+    "start": "before",
+    "text": "text epoch",
+    "xe": "epoch",
+    "scst": "self-critical epoch",
+}
+
 
 class Bar:
     """A progress bar on a terminal, a line now and then elsewhere; both on stderr."""
@@ -36,9 +44,7 @@ class Bar:
         self.progress.stop()
 
     def report(self, news: Progress) -> None:
-        name = {"cache": "view", "text": "text epoch", "xe": "epoch", "scst": "self-critical epoch"}[
-            news.phase
-        ]
+        name = NAMES[news.phase]
         loss = "" if news.loss is None else f"loss {news.loss:.3f}  "
         state = f"{loss}{news.images_per_second:.1f} {'lines' if news.phase == 'text' else 'images'}/s"
         if news.step == 1 or self.progress.tasks[0].total != news.steps:
@@ -48,6 +54,7 @@ class Bar:
             scores = "  ".join(
                 f"{key} {value:.1f}" for key, value in news.scores.items() if value is not None
             )
-            self.console.print(f"{name} {news.epoch}: {state}  {scores}", highlight=False, soft_wrap=True)
+            head = f"{name}:" if news.phase == "start" else f"{name} {news.epoch}: {state} "
+            self.console.print(f"{head} {scores}", highlight=False, soft_wrap=True)
         elif not self.console.is_terminal and news.step % 100 == 0:
             print(f"{name} {news.epoch} {news.step}/{news.steps} {state}", file=sys.stderr, flush=True)

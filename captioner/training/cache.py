@@ -73,7 +73,7 @@ class ActivationCache:
     """Activations of a photo set below the first trainable stage, and its colours; ``.npy`` files a view.
 
     Attributes:
-        folder: where the files are.
+        folder: where the files are, of these photos and this encoder alone.
         name: the photo set's name, first part of the file names.
         views: how many views each photo has.
         shades: of :func:`~captioner.model.region_colours`; 0 for a model that is not told of colours.

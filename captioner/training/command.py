@@ -1,50 +1,26 @@
-"""The commands ``captioner train`` and ``captioner average``."""
+"""The command ``captioner train``."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import fields, replace
-from functools import wraps
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captioner.commandline import complain
 from captioner.errors import OptionsError
-from captioner.training.options import Offered, PhotoSet, TrainingOptions, TrainingSet
+from captioner.training.offered import setting, takes_training_options
+from captioner.training.options import PhotoSet, TrainingOptions, TrainingSet
 
-__all__ = ["average", "train"]
+if TYPE_CHECKING:
+    from captioner.checkpoint import Checkpoint
 
-
-def _setting(help_text: str, **bounds: Any) -> Any:
-    return typer.Option(help=help_text, rich_help_panel="Recipe", **bounds)
-
-
-def _takes_training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let the command line offer what TrainingOptions marks; the command gets them all as ``options``."""
-    own = inspect.signature(command, eval_str=True)
-    added, marked = [], get_type_hints(TrainingOptions, include_extras=True)
-    for field in fields(TrainingOptions):
-        kind = get_type_hints(TrainingOptions)[field.name]
-        for mark in get_args(marked[field.name]):
-            if isinstance(mark, Offered):
-                setting = _setting(mark.help, min=mark.min, max=mark.max)
-                parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY)
-                added.append(parameter.replace(default=field.default, annotation=Annotated[kind, setting]))
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        recipe = {each.name: given.pop(each.name) for each in added}
-        command(**given, options=TrainingOptions(**recipe))
-
-    kept = [each for name, each in own.parameters.items() if name != "options"]
-    run.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    return run
+__all__ = ["train"]
 
 
-@_takes_training_options
+@takes_training_options
 def train(
     images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the photographs.")],
     train: Annotated[Path, typer.Option(metavar="COCO.json", help="Captions to learn from.")],
@@ -80,32 +56,66 @@ def train(
             "gzipped; may be repeated.",
         ),
     ] = None,
-    backbone: Annotated[
-        str,
-        typer.Option(help="A model's name or directory, or a file that scripts/imagenet_weights.py wrote."),
-    ] = "default",
-    start: Annotated[
+    init: Annotated[
         str | None,
-        typer.Option("--from", metavar="MODEL", help="Continue from a complete model with its vocabulary."),
+        typer.Option(
+            metavar="MODEL",
+            help="Fine-tune this model, with its vocabulary: a name, a directory or a model of the hub that "
+            "runs on Captioner's own decoder.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="The image encoder of a new model: another model's name or directory, or a file that "
+            "scripts/imagenet_weights.py wrote.",
+            show_default="default",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     description: Annotated[str, typer.Option(help="Description for `captioner models`.")] = "",
-    width: Annotated[int, _setting("Channels of text and region tokens; a multiple of 64.")] = 384,
-    layers: Annotated[int, _setting("Number of blocks of the decoder.")] = 3,
-    dropout: Annotated[float, _setting("Dropout in the decoder and region encoder.")] = 0.3,
+    width: Annotated[
+        int | None,
+        setting("Channels of a new model's text and region tokens; a multiple of 64.", usual=384, min=64),
+    ] = None,
+    layers: Annotated[
+        int | None, setting("Number of blocks of a new model's decoder.", usual=3, min=1)
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        setting(
+            "Dropout in the decoder and region encoder.", usual=0.3, tuned="the model's", min=0, max=0.95
+        ),
+    ] = None,
     word_tags: Annotated[
-        bool, _setting("Tell the decoder which words captions of such a photo use.")
+        bool,
+        setting(
+            "Tell the decoder which words captions of such a photo use. With --init: fit what tells it to "
+            "these photos."
+        ),
     ] = False,
-    views: Annotated[int, _setting("Number of augmented views of each photo.", min=1)] = 4,
+    views: Annotated[
+        int | None, setting("Number of augmented views of each photo.", usual=4, tuned=2, min=1)
+    ] = None,
     extra_views: Annotated[
-        int, _setting("Number of augmented views of each photo of the further sets.", min=1)
+        int, setting("Number of augmented views of each photo of the further sets.", usual=2, min=1)
     ] = 2,
-    photos: Annotated[int, _setting("Photos per batch, each with all its captions.", min=1)] = 20,
+    photos: Annotated[
+        int | None,
+        setting(
+            "Photos per batch, each with all its captions; fewer if there are not as many.",
+            usual=20,
+            tuned=8,
+            min=1,
+        ),
+    ] = None,
     extra_photos: Annotated[
         list[int] | None,
-        _setting("Photos of a further set per batch, 10 if not given; one for each set, in their order."),
+        setting("Photos of a further set per batch, 10 if not given; one for each set, in their order."),
     ] = None,
-    narratives_photos: Annotated[int, _setting("Photos with a long description beside a batch.", min=1)] = 10,
+    narratives_photos: Annotated[
+        int, setting("Photos with a long description beside a batch.", usual=10, min=1)
+    ] = 10,
     word_tags_from: Annotated[
         str | None,
         typer.Option(
@@ -116,68 +126,108 @@ def train(
     ] = None,
     options: TrainingOptions,
 ) -> None:
-    """Train a captioning model. If a run is stopped, the same command continues it."""
+    """Train a captioning model, or fine-tune one. If a run is stopped, the same command continues it."""
     if find_spec("matplotlib") is None:
         raise OptionsError(
             "training draws its learning curve with matplotlib: pip install 'captioner[train]'"
         )
-    if word_tags and start is not None:
-        raise OptionsError("a model that --from names has word tags or none: leave --word-tags out")
+    if word_tags_from is not None and not word_tags:
+        raise OptionsError("--word-tags-from says how word tags are fitted: add --word-tags")
     import torch
 
-    from captioner.checkpoint import Checkpoint, load_checkpoint
-    from captioner.load import model_directory, resolve_device
+    from captioner.load import resolve_device
     from captioner.memory import keep_freed_memory
     from captioner.training.bar import Bar
     from captioner.training.curve import plot_curve
-    from captioner.training.initial import initial_checkpoint
+    from captioner.training.finetune import finished_checkpoint
     from captioner.training.text import read_texts
     from captioner.training.train import train as run
 
-    def load_whole(name: str) -> Checkpoint:
-        return load_checkpoint(model_directory(name), device=torch.device("cpu"), dtype=torch.float32)
-
     keep_freed_memory(all_of_it=True)
-    if (narratives_images is None) != (narratives_train is None):
-        raise OptionsError("--narratives-images and --narratives-train go together")
-    extra = _extra_sets(extra_images or [], extra_train or [], extra_photos or [], extra_views)
-    sets = [TrainingSet(source=_photos("main", images, train), per_batch=photos, views=views), *extra]
-    if narratives_images is not None and narratives_train is not None:
-        source = _photos("narratives", narratives_images, narratives_train)
-        sets.append(
-            TrainingSet(source=source, per_batch=narratives_photos, views=extra_views, narratives=True)
-        )
+    tuned = init is not None
+    main = _photos("main", images, train)
+    per_batch = photos or min(8 if tuned else 20, len(main.coco.images))
+    sets = [
+        TrainingSet(source=main, per_batch=per_batch, views=views or (2 if tuned else 4)),
+        *_extra_sets(extra_images or [], extra_train or [], extra_photos or [], extra_views),
+        *_narratives(narratives_images, narratives_train, narratives_photos, extra_views),
+    ]
     validation = _photos("validation", val_images or images, val)
     texts = [line for file in text or [] for line in read_texts(file)]
     torch.manual_seed(options.seed)
-    if start is None:
-        captioned = [part.source.coco for part in sets if not part.narratives]
-        checkpoint = initial_checkpoint(
-            [texts for coco in captioned for _, texts in coco.pairs()],
-            model_directory(backbone),
-            description=description,
-            word_tags=word_tags,
-            texts=texts,
-            width=width,
-            layers=layers,
-            dropout=dropout,
+    if init is None:
+        checkpoint = _new(
+            sets, texts, backbone, description, word_tags, width=width, layers=layers, dropout=dropout
         )
     else:
-        checkpoint = load_whole(start)  # whose calibration is that of the weights before
-        checkpoint = replace(checkpoint, description=description, calibration=None)
+        for name, value in {"backbone": backbone, "width": width, "layers": layers}.items():
+            if value is not None:
+                raise OptionsError(f"--{name} is for a new model, but --init names one: leave out either")
+        checkpoint = finished_checkpoint(init, description=description, dropout=dropout)
+        _tell_of_unknown_words(checkpoint, sets, init)
     checkpoint.model.to(resolve_device(device))
     with Bar() as bar:
-        run(
+        kept = run(
             checkpoint,
             sets,
             validation,
             output,
             options=options,
             texts=texts,
-            word_tags_from=None if word_tags_from is None else load_whole(word_tags_from),
+            word_tags_from=None if word_tags_from is None else finished_checkpoint(word_tags_from),
+            is_finished=tuned,
+            fit_word_tags=word_tags or not tuned,
             report=bar.report,
         )
     print(f"{output}\t{plot_curve(output)}")
+    if tuned and not kept and options.all_epochs:
+        complain(f"no epoch was better than {init} as it was, and that is what {output} holds")
+    if checkpoint.calibration is not None:
+        complain(
+            f"the calibration of {init} does not hold for {output}, whose confidences are uncalibrated: "
+            f"run captioner calibrate --model {output}"
+        )
+
+
+def _new(
+    sets: Sequence[TrainingSet],
+    texts: Sequence[Sequence[str]],
+    backbone: str | None,
+    description: str,
+    word_tags: bool,
+    *,
+    width: int | None,
+    layers: int | None,
+    dropout: float | None,
+) -> Checkpoint:
+    """An untrained model for these captions."""
+    from captioner.load import model_directory
+    from captioner.training.initial import initial_checkpoint
+
+    captioned = [part.source.coco for part in sets if not part.narratives]
+    given = {"width": width, "layers": layers, "dropout": dropout}
+    return initial_checkpoint(
+        [texts for coco in captioned for _, texts in coco.pairs()],
+        model_directory(backbone or "default"),
+        description=description,
+        word_tags=word_tags,
+        texts=texts,
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+
+
+def _tell_of_unknown_words(checkpoint: Checkpoint, sets: Sequence[TrainingSet], name: str) -> None:
+    from captioner.training.finetune import unknown_words
+
+    captioned = [part.source.coco for part in sets if not part.narratives]
+    captions = [caption for coco in captioned for _, texts in coco.pairs() for caption in texts]
+    unknown = unknown_words(checkpoint.tokenizer, captions)
+    if unknown:
+        most = ", ".join(f"{word} ({count})" for word, count in unknown.most_common(10))
+        complain(
+            f"{name} has no tokens for {len(unknown)} words of the captions and will not learn to say them: "
+            f"{most}{', …' if len(unknown) > 10 else ''}"
+        )
 
 
 def _photos(name: str, images: Path, captions: Path) -> PhotoSet:
@@ -201,46 +251,11 @@ def _extra_sets(images: list[Path], captions: list[Path], photos: list[int], vie
     ]
 
 
-def average(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the checkpoint goes.")],
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL[=WEIGHT]...", help="Directories or names, and the share of each; default: 1."
-        ),
-    ],
-    pointer: Annotated[
-        float, typer.Option(min=0, help="Factor on the words that the decoder copies from the tags.")
-    ] = 1.0,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            min=32,
-            max=1024,
-            help="Size at which the model sees photos; default: as before.",
-        ),
-    ] = None,
-    mirror: Annotated[
-        bool | None,
-        typer.Option(
-            "--mirror/--no-mirror", help="Also look at the mirror image of each photo; default: as before."
-        ),
-    ] = None,
-    description: Annotated[str, typer.Option(help="Description for `captioner models`.")] = "",
-) -> None:
-    """Average the weights of models that were trained from one: epochs of a run, or several runs."""
-    from captioner.checkpoint import save_checkpoint
-    from captioner.load import model_directory
-    from captioner.training.average import average as run
-
-    counted = []
-    for text in models:
-        name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
-        try:
-            counted.append((model_directory(name), float(weight)))
-        except ValueError:
-            raise OptionsError(f"{text}: {weight!r} is no number: write MODEL or MODEL=0.5") from None
-    mean = run(counted, pointer=pointer, image_size=image_size, mirror=mirror, description=description)
-    save_checkpoint(mean, output)
-    print(output)
+def _narratives(images: Path | None, captions: Path | None, photos: int, views: int) -> list[TrainingSet]:
+    """The set with long descriptions, if there is one. Raises OptionsError where half of it is missing."""
+    if (images is None) != (captions is None):
+        raise OptionsError("--narratives-images and --narratives-train go together")
+    if images is None or captions is None:
+        return []
+    source = _photos("narratives", images, captions)
+    return [TrainingSet(source=source, per_batch=photos, views=views, narratives=True)]

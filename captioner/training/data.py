@@ -7,60 +7,21 @@ import random
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from captioner.coco import CocoCaptions
-from captioner.tokenizer import CaptionTokenizer
 from captioner.training.cache import ActivationCache, View, stack
+from captioner.training.labels import Captions, Labels, mirrored
 
-__all__ = [
-    "IGNORE",
-    "MANY_CAPTIONS",
-    "Batch",
-    "CaptionSet",
-    "Captions",
-    "batches",
-    "pack",
-    "rarity",
-    "sequence",
-]
-
-IGNORE = -100
-"""Target of padding and of words outside the vocabulary."""
+__all__ = ["MANY_CAPTIONS", "Batch", "CaptionSet", "batches", "rarity"]
 
 MANY_CAPTIONS = 4
 """Captions of a photo from which on they tell what people say of it; of fewer each is one person's choice."""
 
 RAREST, COMMONEST = 2.0, 0.5
 """How often a photo of rare or of common words is shown, at most and at least, of once for the mean photo."""
-
-
-class Captions(NamedTuple):
-    """Captions of ``B`` photos, up to ``N`` of each; rows without one are padding throughout.
-
-    ``input_ids (B, N, T)`` int64, start token first; ``targets`` alike: the next token, or ``IGNORE``.
-    """
-
-    input_ids: Tensor
-    targets: Tensor
-
-    @property
-    def number(self) -> int:
-        """How many captions there are."""
-        return int((self.targets != IGNORE).any(2).sum())
-
-    def to(self, device: torch.device) -> Captions:
-        """The same on a device."""
-        return Captions(self.input_ids.to(device), self.targets.to(device))
-
-    def pick(self, photos: list[int]) -> Captions:
-        """Those of some photos."""
-        return Captions(self.input_ids[photos], self.targets[photos])
 
 
 @dataclass(frozen=True)
@@ -87,27 +48,24 @@ class CaptionSet:
     def build(
         cls,
         coco: CocoCaptions,
-        tokenizer: CaptionTokenizer,
+        labels: Labels,
         cache: ActivationCache,
         *,
         photos_per_batch: int,
-        max_words: int,
         content: Container[int] | None = None,
         narratives: bool = False,
     ) -> CaptionSet:
-        """Tokenise the captions; those over ``max_words`` are cut and lose their end token.
+        """Tokenise the captions; of narratives the whole.
 
         ``content`` are the tokens by whose rarity photos are weighed, if they are to be.
         """
-        left, right = tokenizer.token_id("left"), tokenizer.token_id("right")
-        swap = {left: right, right: left} if left is not None and right is not None else {}
-        most = None if narratives else max_words
-        token_ids = [
-            [sequence(tokenizer, text, most) for text in coco.captions[image.id]] for image in coco.images
-        ]
-        mirrored = [[[swap.get(i, i) for i in ids] for ids in captions] for captions in token_ids]
+        texts = [captions for _, captions in coco.pairs()]
+        token_ids, turned = (
+            [[labels.sequence(side(text), whole=narratives) for text in captions] for captions in texts]
+            for side in (str, mirrored)
+        )
         weights = None if content is None or narratives else rarity(token_ids, content)
-        return cls(cache, token_ids, mirrored, photos_per_batch, weights, narratives)
+        return cls(cache, token_ids, turned, photos_per_batch, weights, narratives)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -124,13 +82,6 @@ class CaptionSet:
         drawn = [int(photo) for photo in found]
         rng.shuffle(drawn)
         return drawn
-
-
-def sequence(tokenizer: CaptionTokenizer, caption: str, max_words: int | None) -> list[int]:
-    """The token ids of a caption, with the end token if it was not cut."""
-    config, ids = tokenizer.config, tokenizer.encode(caption)
-    whole = max_words is None or len(ids) <= max_words
-    return [*config.start_ids, *ids[:max_words], *([config.eos_id] if whole else [])]
 
 
 def rarity(token_ids: Sequence[Sequence[Sequence[int]]], content: Container[int]) -> npt.NDArray[np.float64]:
@@ -177,7 +128,7 @@ class Batch:
         return replace(self, photos=[self.photos[i] for i in chosen], view=view, captions=captions)
 
 
-def batches(sets: Sequence[CaptionSet], *, pad_id: int, unk_id: int, seed: int) -> Iterator[list[Batch]]:
+def batches(sets: Sequence[CaptionSet], labels: Labels, *, seed: int) -> Iterator[list[Batch]]:
     """One epoch over the first set, with a batch of each further set beside every batch of the first.
 
     Photos come in a random order, each in a random view. Further sets are shuffled and cut to the length of
@@ -202,20 +153,8 @@ def batches(sets: Sequence[CaptionSet], *, pad_id: int, unk_id: int, seed: int) 
                     number,
                     photos,
                     stack([opened[view] for view in chosen], photos),
-                    pack(captions, pad_id=pad_id, unk_id=unk_id),
+                    labels.pack(captions),
                     group.narratives,
                 )
             )
         yield parts
-
-
-def pack(captions: Sequence[Sequence[Sequence[int]]], *, pad_id: int, unk_id: int) -> Captions:
-    """The token ids of each photo's captions, start token included, in one rectangle."""
-    rows, longest = max(map(len, captions)), max(len(ids) for photo in captions for ids in photo)
-    padded = torch.full((len(captions), rows, longest), pad_id, dtype=torch.int64)
-    for i, photo in enumerate(captions):
-        for j, ids in enumerate(photo):
-            padded[i, j, : len(ids)] = torch.tensor(ids)
-    targets = padded[:, :, 1:].clone()
-    targets[(targets == pad_id) | (targets == unk_id)] = IGNORE
-    return Captions(padded[:, :, :-1].contiguous(), targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from captioner.coco import CocoCaptions
 from captioner.errors import DataError
@@ -14,14 +14,21 @@ __all__ = ["Offered", "PhotoSet", "Precision", "Progress", "TrainingOptions", "T
 Precision = Literal["auto", "float32", "bfloat16"]
 """``"auto"`` is bfloat16 where the device multiplies matrices faster in it: GPUs, and CPUs made for it."""
 
+FROZEN_STAGES = 6
+LORA_RATE = 3e-4  # additions start from nothing, and there are few of them
+
 
 @dataclass(frozen=True)
 class Offered:
-    """Marks a field that the command line offers, with its help text and its bounds there."""
+    """Marks a field that the command line offers, with its help text and its bounds there.
+
+    ``tuned`` is the default for going on from a finished model, if it is another.
+    """
 
     help: str
     min: float | None = None
     max: float | None = None
+    tuned: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +85,37 @@ class TrainingOptions:
     text_epochs: Annotated[
         int, Offered("Passes over the captions of --text alone, before all others.", min=0)
     ] = 0
-    epochs: Annotated[int, Offered("Passes of cross-entropy training.")] = 7
+    epochs: Annotated[int, Offered("Passes of cross-entropy training.", min=0, tuned=5)] = 7
     frozen_epochs: Annotated[
-        int, Offered("How many of these, from the first, do not train the backbone.")
+        int, Offered("How many of these, from the first, do not train the backbone.", min=0, tuned=0)
     ] = 3
-    scst_epochs: Annotated[int, Offered("Passes of self-critical training after them.")] = 7
-    learning_rate: Annotated[float, Offered("Highest learning rate of cross-entropy training.")] = 6e-4
+    scst_epochs: Annotated[int, Offered("Passes of self-critical training after them.", min=0, tuned=0)] = 7
+    scst_mean: Annotated[
+        float,
+        Offered(
+            "Share of the steps of self-critical training, the last, whose weights are averaged, each alike.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
+    learning_rate: Annotated[
+        float, Offered("Highest learning rate of cross-entropy training.", min=0, tuned=5e-5)
+    ] = 6e-4
     backbone_rate: Annotated[
-        float, Offered("Factor on the learning rate for the backbone's upper stages; 0 freezes them.")
+        float,
+        Offered(
+            "Factor on the learning rate for the backbone's upper stages; 0 freezes them.", min=0, tuned=0
+        ),
     ] = 0.1
-    scst_rate: Annotated[float, Offered("Learning rate of self-critical training.")] = 5e-5
+    scst_rate: Annotated[float, Offered("Learning rate of self-critical training.", min=0, tuned=1e-5)] = 5e-5
+    lora: Annotated[
+        int,
+        Offered(
+            "Rank of LoRA: train small additions to the linear layers and keep the weights themselves; "
+            "0 trains the weights.",
+            min=0,
+        ),
+    ] = 0
     word_loss: Annotated[
         float,
         Offered(
@@ -99,13 +127,15 @@ class TrainingOptions:
         float, Offered("The least share of a photo's area that its cropped views show.", min=0.05, max=1)
     ] = 0.6
     frozen_stages: Annotated[
-        int,
+        int | None,
         Offered(
-            "How many of the backbone's stages, from the first, stay fixed. Their output is kept on disk."
+            "How many of the backbone's stages, from the first, stay fixed: 6 if not given, and all with "
+            "--backbone-rate 0. Their output is kept on disk.",
+            min=0,
         ),
-    ] = 6
+    ] = None
     text_photos: Annotated[int, Offered("Lines of --text beside each batch of photos.", min=1)] = 64
-    max_words: Annotated[int, Offered("Captions are cut after this many words.")] = 20
+    max_words: Annotated[int, Offered("Captions are cut after this many tokens.", min=1, tuned=40)] = 20
     keep_epochs: Annotated[
         bool, Offered("Also keep the weights of each epoch, in OUTPUT/epochs, for `captioner average`.")
     ] = False
@@ -120,13 +150,37 @@ class TrainingOptions:
     ema: float = 0.998
     scst_beams: int = 5
 
+    @property
+    def all_epochs(self) -> int:
+        """How many epochs a run has."""
+        return self.text_epochs + self.epochs + self.scst_epochs
+
+    def fixed_stages(self, stages: int) -> int:
+        """How many of a backbone's stages a run leaves as they are, from the first."""
+        usual = FROZEN_STAGES if self.backbone_rate else stages
+        return min(stages, usual if self.frozen_stages is None else self.frozen_stages)
+
+    @classmethod
+    def tuned(cls, **given: Any) -> TrainingOptions:
+        """Options for going on from a finished model, with what is given in place of their defaults."""
+        marks = {
+            name: mark
+            for name, hint in get_type_hints(cls, include_extras=True).items()
+            for mark in get_args(hint)
+            if isinstance(mark, Offered)
+        }
+        tuned = {name: mark.tuned for name, mark in marks.items() if mark.tuned is not None}
+        if given.get("lora"):
+            tuned["learning_rate"] = LORA_RATE
+        return cls(**{**tuned, **given})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """What the run tells its caller after each step and each validation.
 
     Attributes:
-        phase: ``"cache"``, ``"text"``, ``"xe"`` or ``"scst"``.
+        phase: ``"cache"``, ``"start"`` (before all others), ``"text"``, ``"xe"`` or ``"scst"``.
         epoch: 1-based.
         step: photos in phase ``"cache"``, else optimiser steps, done in this epoch.
         steps: of how many.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captioner.generation import DecodeRules, SearchOptions, generate
 from captioner.model import CaptionModel
-from captioner.training.data import IGNORE
+from captioner.training.labels import IGNORE
 from captioner.training.rewards import Photo, Rewards
 
 __all__ = ["SelfCritic"]

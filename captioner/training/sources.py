@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint
 from captioner.errors import OptionsError
@@ -18,6 +18,8 @@ from captioner.regions import Tags, photo_features
 from captioner.training.cache import ActivationCache
 from captioner.training.consensus import check_consensus, expected_from, leave_one_out
 from captioner.training.data import CaptionSet
+from captioner.training.digest import digest
+from captioner.training.labels import Labels
 from captioner.training.options import Progress, TrainingOptions, TrainingSet
 from captioner.training.rewards import References, Rewards, consensus_sets
 from captioner.training.scst import SelfCritic
@@ -42,18 +44,33 @@ class Seen(NamedTuple):
 
 @torch.inference_mode()
 def look_at(model: CaptionModel, cache: ActivationCache, stages: int) -> Seen:
-    """Look at the photos whose activations after so many stages are in ``cache``."""
+    """Look at the photos whose activations after so many stages are in ``cache``.
+
+    A model that looks at mirror images too does so here, where there is a mirrored view.
+    """
     model.eval()
     device = next(model.parameters()).device
     tags = model.regions.tags if model.regions else None
     features, classes = [], []
-    for part in cache.parts(0):
+    both = model.config.backbone.mirror and cache.views > 1
+    for part, *mirror in zip(*(cache.parts(view) for view in range(2 if both else 1)), strict=True):
         view = part.to(device)
         seen = model.feature_map(model.backbone.run(view.activations, stages))
+        for mirrored in mirror:
+            other = model.feature_map(model.backbone.run(mirrored.to(device).activations, stages))
+            seen = (seen + other.flip(3)) / 2
         features.append(photo_features(seen, view.colours).cpu())
         if tags is not None:
             classes.append(tags.find_classes(seen).to("cpu"))
     return Seen(torch.cat(features), Tags.stack(classes) if classes else None)
+
+
+def labels_of(checkpoint: Checkpoint, max_words: int) -> Labels:
+    """How captions are written for a model: with its prompt, and no longer than its positions allow."""
+    prompt = str(checkpoint.generation.get("prompt", ""))
+    given = len(Labels(checkpoint.tokenizer, max_words, prompt).prompt_ids)
+    longest = checkpoint.model.config.decoder.max_positions - given  # the end token is never read
+    return Labels(checkpoint.tokenizer, min(max_words, longest), prompt)
 
 
 class Sources:
@@ -78,19 +95,19 @@ class Sources:
         self.checkpoint, self.model, self.options = checkpoint, checkpoint.model, options
         self.parts, self.texts, self.output = sets, texts, output
         self.tags = self.model.regions.tags if self.model.regions else None
-        self.stages = min(options.frozen_stages, self.model.backbone.num_stages)
+        self.stages = options.fixed_stages(self.model.backbone.num_stages)
+        self.labels = labels_of(checkpoint, options.max_words)
         self.content = content_tokens(checkpoint.tokenizer)
         self.sets = [
             CaptionSet.build(
                 part.source.coco,
-                checkpoint.tokenizer,
+                self.labels,
                 cache,
                 photos_per_batch=part.per_batch,
-                max_words=options.max_words,
                 content=self.content if options.rare_words else None,
                 narratives=part.narratives,
             )
-            for part, cache in zip(sets, self._caches(self.stages), strict=True)
+            for part, cache in zip(sets, self._caches(checkpoint, self.stages), strict=True)
         ]
         self._seen: list[Seen] = []
 
@@ -99,9 +116,15 @@ class Sources:
         """Whether the model is told of words."""
         return self.tags is not None and self.tags.word_head is not None
 
-    def check(self, word_tags_from: Checkpoint | None) -> None:
-        """Raise DataError or OptionsError for what would fail later on."""
+    def check(self, word_tags_from: Checkpoint | None, *, fits: bool = False) -> None:
+        """Raise DataError or OptionsError for what would fail later on.
+
+        ``fits`` says that the word head is all that need be fitted.
+        """
         options = self.options
+        if not options.all_epochs and not (fits and self.has_word_head):
+            raise OptionsError("there is nothing to train: give --epochs or --scst-epochs")
+        self._check_parts()
         if options.consensus:
             joined = consensus_sets(self._references())
             check_consensus(sum(len(self.sets[number]) for number in joined))
@@ -115,21 +138,48 @@ class Sources:
             raise OptionsError("--word-tags-from is for models with word tags: add --word-tags")
         if options.text_epochs and not self.texts:
             raise OptionsError("--text-epochs needs captions: add --text")
-        if options.grid_dropout and self.tags is None:
-            raise OptionsError("a model without tags has nothing but the grid: leave --grid-dropout out")
         if options.word_loss and not options.backbone_rate:
             raise OptionsError("--word-loss trains the backbone: leave it out, or --backbone-rate 0")
 
-    def _caches(self, stages: int, *, name: str = "") -> list[ActivationCache]:
-        """For the activations of each set: all views of it, or for another model, which has a name, one."""
-        crop = self.options.smallest_crop
-        kind = f"{name}{stages}" if crop == ActivationCache.smallest_crop else f"{name}{stages}-{crop}"
-        shades = self.model.regions.shades if self.model.regions else 0
-        folder = self.output / "activations" / kind
-        return [
-            ActivationCache(folder, part.source.name, 1 if name else part.views, shades, crop)
-            for part in self.parts
-        ]
+    def _check_parts(self) -> None:
+        """Raise OptionsError for an option that is about a part which the model does not have."""
+        options, backbone = self.options, self.model.backbone
+        layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
+        if options.lora and options.backbone_rate and not layers:
+            raise OptionsError("the backbone has no linear layers for LoRA: add --backbone-rate 0")
+        if options.epochs and options.backbone_rate and self.stages == backbone.num_stages:
+            raise OptionsError(
+                f"all {self.stages} stages of this backbone stay fixed, though --backbone-rate is to train "
+                "it: add --frozen-stages with a smaller number, or --backbone-rate 0"
+            )
+        if options.grid_dropout and self.tags is None:
+            raise OptionsError("a model without tags has nothing but the grid: leave --grid-dropout out")
+        if options.tag_swap and self.tags is None:
+            raise OptionsError("this model has no tags to swap: leave --tag-swap out")
+        if options.token_dropout and self.model.regions is None:
+            raise OptionsError("this model reads what its encoder gives: leave --token-dropout out")
+
+    def _caches(
+        self, checkpoint: Checkpoint, stages: int, *, most: int | None = None
+    ) -> list[ActivationCache]:
+        """For the activations of each set: its views, or at ``most`` so many of them.
+
+        Their folder is named by all that they depend on, so that none is taken for those of another encoder
+        or of other photos.
+        """
+        model, crop = checkpoint.model, self.options.smallest_crop
+        shades = model.regions.shades if model.regions else 0
+        upper = {id(parameter) for parameter in model.backbone.stage_parameters(stages)}
+        fixed = [p for p in model.backbone.stage_parameters(0) if id(p) not in upper]
+        encoder = digest(fixed, checkpoint.processor.to_dict(), stages, crop)
+        caches = []
+        for part in self.parts:
+            files = part.source.files()
+            photos = [(file.name, file.stat().st_size) for file in files]
+            folder = self.output / "activations" / digest((), encoder, photos)[:16]
+            views = min(part.views, most or part.views)
+            caches.append(ActivationCache(folder, part.source.name, views, shades, crop))
+        return caches
 
     def build_caches(self, report: Report) -> None:
         """Compute the cached activations that are missing."""
@@ -156,21 +206,30 @@ class Sources:
             self._seen = [look_at(self.model, group.cache, self.stages) for group in self.sets]
         return self._seen
 
-    def fit_word_tags(
-        self, word_tags_from: Checkpoint | None, report: Report
+    def word_tags(
+        self, word_tags_from: Checkpoint | None, report: Report, *, fit: bool = True
     ) -> tuple[list[Tags], TextLines | None]:
-        """Fit the word head to the photos; the word tags of each set, and the texts with tags like theirs."""
+        """The word tags of each set, and the texts with tags like theirs.
+
+        ``fit`` fits the word head to these photos first; otherwise it stays, and says of them what it says of
+        any.
+        """
         assert self.tags is not None
+        assert self.tags.word_head is not None
         earlier = None
         if word_tags_from is not None:
             model = word_tags_from.model.to(next(self.model.parameters()).device)
-            stages = min(self.options.frozen_stages, model.backbone.num_stages)
-            caches = self._caches(stages, name="earlier")
+            stages = self.options.fixed_stages(model.backbone.num_stages)
+            caches = self._caches(word_tags_from, stages, most=2 if model.config.backbone.mirror else 1)
             self._build(word_tags_from, caches, stages, report)
             earlier = [look_at(model, cache, stages).features for cache in caches]
         features = [photos.features for photos in self.seen()]
-        token_ids = [group.token_ids for group in self.sets]
-        answers = fit_word_head(self.tags, features, token_ids, earlier=earlier)
+        if fit:
+            token_ids = [group.token_ids for group in self.sets]
+            answers = fit_word_head(self.tags, features, token_ids, earlier=earlier)
+        else:
+            with torch.no_grad():
+                answers = [self.tags.word_head(part.to(self.tags.word_prior)).cpu() for part in features]
         word_tags = [self.tags.likely_words(part.to(self.tags.word_prior)) for part in answers]
         return word_tags, self._text_lines(answers) if self.texts else None
 
@@ -184,7 +243,7 @@ class Sources:
             torch.cat([answers[number] for number in captioned]),
             Tags.stack([found for found in classes if found is not None]),
         )
-        return TextLines(self.texts, photos, self.tags, self.checkpoint.tokenizer, self.options.max_words)
+        return TextLines(self.texts, photos, self.tags, self.labels)
 
     def make_critic(self) -> SelfCritic:
         """What rewards captions; made once the encoder no longer changes."""
@@ -195,23 +254,23 @@ class Sources:
             tokenizer,
             options,
             alike=self._alike(references) if options.consensus else (),
-            texts=[[tokenizer.encode(text) for text in line] for line in self.texts],
+            texts=[[self.labels.words(text) for text in line] for line in self.texts],
         )
         config = tokenizer.config
         rules = DecodeRules(
-            prompt_ids=config.start_ids,
+            prompt_ids=self.labels.prompt_ids,
             eos_id=config.eos_id,
             pad_id=config.pad_id,
             bad_words_ids=config.bad_words_ids,
         )
-        return SelfCritic(rewards, rules, options.scst_beams, options.max_words)
+        return SelfCritic(rewards, rules, options.scst_beams, self.labels.max_words)
 
     def _references(self) -> list[References]:
         """All captions, uncut."""
-        encode = self.checkpoint.tokenizer.encode
+        words = self.labels.words
         return [
             References(
-                [[encode(text) for text in texts] for _, texts in part.source.coco.pairs()], part.narratives
+                [[words(text) for text in texts] for _, texts in part.source.coco.pairs()], part.narratives
             )
             for part in self.parts
         ]

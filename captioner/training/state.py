@@ -6,7 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from safetensors import safe_open
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from captioner.errors import CheckpointError
 from captioner.model import CaptionModel
+from captioner.training.digest import digest
+from captioner.training.lora import add_lora
 from captioner.training.options import TrainingOptions
 
 __all__ = ["TrainingState"]
@@ -34,11 +36,12 @@ class TrainingState:
 
     Attributes:
         frozen_stages: backbone stages that stay as they are.
-        upper_stages: the parameters of the others.
         trained: all parameters that are trained in some epoch.
-        average: their exponential moving average.
+        average: their exponential moving average, or the mean of the last ones of self-critical training.
+        base: digest of the weights that no epoch trains.
         epoch: epochs done.
         step: optimiser steps done.
+        averaged: of how many steps the average is the plain mean; 0 for a moving one.
         best: validation CIDEr of the weights that are kept.
         history: what ``metrics.jsonl`` holds.
     """
@@ -48,30 +51,50 @@ class TrainingState:
     ) -> None:
         self.model, self.options, self.output = model, options, output
         self.helper = helper
-        self.frozen_stages = min(options.frozen_stages, model.backbone.num_stages)
-        self.upper_stages = model.backbone.stage_parameters(self.frozen_stages)
+        self.frozen_stages = options.fixed_stages(model.backbone.num_stages)
         self.trained = self._trained()
+        self.base = self._base()
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=options.learning_rate, betas=(0.9, 0.98), fused=True
         )
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
-        self.epoch, self.step, self.best = 0, 0, -1.0
+        self.epoch, self.step, self.averaged, self.best = 0, 0, 0, -1.0
         self.history: list[dict[str, Any]] = []
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        """All but what the backbone's features are read by, and those of its stages that stay as they are."""
-        free = {id(p) for p in self.upper_stages} if self.options.backbone_rate > 0 else set()
-        fixed = {id(p) for p in self.model.backbone.parameters()} - free
-        for name, parameter in self.model.named_parameters():
+        """All but what the backbone's features are read by, and those of its stages that stay as they are.
+
+        With LoRA, the additions to their linear layers.
+        """
+        options, model = self.options, self.model
+        upper = model.backbone.stage_parameters(self.frozen_stages) if options.backbone_rate > 0 else []
+        fixed = {id(p) for p in model.backbone.parameters()} - {id(p) for p in upper}
+        for name, parameter in model.named_parameters():
             is_reader = "classifier" in name or "word_head" in name
             parameter.requires_grad_(id(parameter) not in fixed and not is_reader)
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if options.lora:
+            add_lora(model, rank=options.lora, seed=options.seed)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         helper = dict(self.helper.named_parameters()) if self.helper is not None else {}
         return {**trained, **{f"helper.{name}": p for name, p in helper.items()}}
 
+    def _base(self) -> str:
+        """Without the word head, which may be fitted each time a run begins or goes on."""
+        fixed = {name: value for name, value in self.model.state_dict().items() if name not in self.trained}
+        fitted = ("word_head.weight", "word_head.bias", "word_prior")
+        return digest(value for name, value in sorted(fixed.items()) if not name.endswith(fitted))
+
+    def train_backbone(self, on: bool) -> None:
+        """Let those parameters of the backbone that are trained take a gradient, or not."""
+        for name, parameter in self.trained.items():
+            if name.startswith("backbone."):
+                parameter.requires_grad_(on)
+
     def _groups(self) -> list[dict[str, Any]]:
         options, backbone = self.options, self.model.backbone
-        rates = {id(p): LOWER_RATE * options.backbone_rate for p in self.upper_stages}
+        rates = {
+            id(p): LOWER_RATE * options.backbone_rate for p in backbone.stage_parameters(self.frozen_stages)
+        }
         upper = backbone.stage_parameters(max(self.frozen_stages, backbone.num_stages // 2))
         rates |= {id(p): options.backbone_rate for p in upper}
         if self.helper is not None:
@@ -86,7 +109,13 @@ class TrainingState:
     @property
     def epochs(self) -> int:
         """All epochs of the run."""
-        return self.options.text_epochs + self.options.epochs + self.options.scst_epochs
+        return self.options.all_epochs
+
+    @property
+    def kept(self) -> int:
+        """The epoch with the best validation, the first of several."""
+        best = max(self.history, key=lambda record: float(record["cider"]))
+        return int(best["epoch"])
 
     @property
     def phase(self) -> Literal["text", "xe", "scst"]:
@@ -121,14 +150,24 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
 
-    def update(self, loss: Tensor) -> None:
-        """One optimiser step, and the average follows."""
+    def in_mean(self, step: int, steps: int) -> bool:
+        """Whether one of the steps of this epoch, from 0, is among those whose weights are all averaged."""
+        options = self.options
+        first = options.text_epochs + options.epochs
+        taken, all_of_them = (self.epoch - first) * steps + step, options.scst_epochs * steps
+        return self.phase == "scst" and taken >= all_of_them - round(options.scst_mean * all_of_them)
+
+    def update(self, loss: Tensor, *, in_mean: bool = False) -> None:
+        """One optimiser step, and the average follows: a moving one, or the mean since ``in_mean`` began."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        self.averaged = self.averaged + 1 if in_mean else 0
+        decay = (
+            1 - 1 / self.averaged if in_mean else min(self.options.ema, (1 + self.step) / (10 + self.step))
+        )
         with torch.no_grad():
             torch._foreach_lerp_([*self.average.values()], [*self.trained.values()], 1 - decay)
 
@@ -143,7 +182,8 @@ class TrainingState:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        where = {name: getattr(self, name) for name in ("epoch", "step", "best", "history")}
+        names = ("base", "epoch", "step", "averaged", "best", "history")
+        where = {name: getattr(self, name) for name in names}
         partial = self.output / "state.safetensors.partial"
         save_file(
             {name: value.contiguous() for name, value in tensors.items()}, partial, {"run": json.dumps(where)}
@@ -161,6 +201,13 @@ class TrainingState:
         path = self.output / "state.safetensors"
         if not path.exists():
             return
+
+        def refuse(difference: str) -> NoReturn:
+            raise CheckpointError(
+                f"{path} is the state of another model ({difference}): "
+                "give the options it began with, or another --output"
+            )
+
         targets = {f"model.{name}": parameter.data for name, parameter in self.trained.items()}
         targets |= {f"average.{name}": value for name, value in self.average.items()}
         state: dict[int, dict[str, Tensor]] = {}
@@ -174,10 +221,9 @@ class TrainingState:
                 elif key in targets and targets[key].shape == tensor.shape:
                     targets[key].copy_(tensor)
                 else:
-                    raise CheckpointError(
-                        f"{path} is the state of another model ({key} differs): "
-                        "give the options it began with, or another --output"
-                    )
+                    refuse(f"{key} differs")
+        if where.pop("base", None) != self.base:
+            refuse("weights that are not trained differ")
         self.optimizer.load_state_dict(
             {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )

@@ -13,7 +13,8 @@ from captioner.checkpoint import Checkpoint
 from captioner.model import CaptionModel
 from captioner.regions import Tags
 from captioner.training.cache import View
-from captioner.training.data import IGNORE, Batch, Captions
+from captioner.training.data import Batch
+from captioner.training.labels import IGNORE, Captions
 from captioner.training.precision import depthwise_in_float32
 from captioner.training.scst import SelfCritic
 from captioner.training.state import TrainingState
@@ -52,13 +53,15 @@ class Step:
 
     def __init__(self, checkpoint: Checkpoint, state: TrainingState, word_loss: WordLoss | None) -> None:
         self.model, self.state, self.options = checkpoint.model, state, state.options
+        self.detail = str(checkpoint.generation.get("detail", ""))
         self.word_loss = word_loss
         self.device = next(self.model.parameters()).device
         backbone = self.model.backbone
-        self.original = copy.deepcopy(backbone) if self.options.backbone_rate > 0 else None
+        self.tags = self.model.regions.tags if self.model.regions else None
+        drifts = self.tags is not None and self.options.backbone_rate > 0
+        self.original = copy.deepcopy(backbone) if drifts else None
         if self.device.type == "cpu":  # after the copy, whose forward methods would else be this model's
             depthwise_in_float32(backbone)
-        self.tags = self.model.regions.tags if self.model.regions else None
         self.swap = None
         if self.tags is not None and self.options.tag_swap:
             self.swap = TagSwap(self.tags, checkpoint.tokenizer, self.options.tag_swap)
@@ -156,7 +159,8 @@ class Step:
             assert self.tags is not None
             return self._tags_alone(tags or self.tags.find(model.feature_map(features), colours))
         self._drop_tokens(self.options.token_dropout)
-        encoded = model.encode(features, start=model.backbone.num_stages, colours=colours, tags=tags)
+        stages = model.backbone.num_stages
+        encoded = model.encode(features, detail=self.detail, start=stages, colours=colours, tags=tags)
         return encoded.region_tokens
 
     def _tags_alone(self, tags: Tags) -> Tensor:

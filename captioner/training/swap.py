@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captioner.regions import TagTokens
 from captioner.tokenizer import CaptionTokenizer
-from captioner.training.data import IGNORE, Captions
+from captioner.training.labels import IGNORE, Captions
 
 __all__ = ["TagSwap"]
 

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from captioner.errors import DataError
 from captioner.regions import Tags, TagTokens
-from captioner.tokenizer import CaptionTokenizer
-from captioner.training.data import Captions, pack, sequence
+from captioner.training.labels import Captions, Labels
 from captioner.training.words import word_shares
 
 __all__ = ["KnownPhotos", "TextLines", "read_texts"]
@@ -87,8 +86,7 @@ class TextLines:
         lines: the captions of each line, as texts.
         photos: real ones to learn from what tags are like.
         tags: the model's, with its words and their prior.
-        tokenizer: of the model.
-        max_words: longer captions are cut.
+        labels: how captions are written as tokens of the model.
     """
 
     def __init__(
@@ -96,11 +94,10 @@ class TextLines:
         lines: Sequence[Sequence[str]],
         photos: KnownPhotos,
         tags: TagTokens,
-        tokenizer: CaptionTokenizer,
-        max_words: int,
+        labels: Labels,
     ) -> None:
-        self.photos, self.tags, self.tokenizer = photos, tags, tokenizer
-        self.lines = [[sequence(tokenizer, text, max_words) for text in line] for line in lines]
+        self.photos, self.tags, self.labels = photos, tags, labels
+        self.lines = [[labels.sequence(text) for text in line] for line in lines]
         self.words = tags.head_words[tags.classes :].tolist()
         rarity = torch.log(len(photos.said) / ((photos.said > 0).sum(0) + 1.0)).clamp(min=0)
         self.rarity = rarity
@@ -116,15 +113,13 @@ class TextLines:
         """Lines in random order, again and again: their tags, and up to ``most`` captions of each."""
         rng = random.Random(f"text-{seed}")
         generator = torch.Generator().manual_seed(seed)
-        config = self.tokenizer.config
         waiting: list[int] = []
         while True:
             while len(waiting) < size:
                 waiting += rng.sample(range(len(self.lines)), len(self.lines))
             chosen, waiting = [self.lines[i] for i in waiting[:size]], waiting[size:]
             captions = [rng.sample(line, min(most, len(line))) for line in chosen]
-            packed = pack(captions, pad_id=config.pad_id, unk_id=config.unk_id)
-            yield self._make_up(chosen, rng, generator), packed
+            yield self._make_up(chosen, rng, generator), self.labels.pack(captions)
 
     def _make_up(
         self, lines: Sequence[Sequence[Sequence[int]]], rng: random.Random, generator: torch.Generator
@@ -179,7 +174,7 @@ class TextLines:
         classes, said = self.photos.classes, self.photos.said
         by_word: defaultdict[int, list[int]] = defaultdict(list)
         for number, word in enumerate(self.class_words):
-            if word != self.tokenizer.config.unk_id:
+            if word != self.labels.tokenizer.config.unk_id:
                 by_word[word].append(number)
         columns = {word: column for column, word in enumerate(self.words)}
         rates, found, scores = {}, {}, []

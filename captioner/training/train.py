@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from captioner.image import decode_image
 from captioner.load import resolve_dtype
 from captioner.runners import CheckpointRunner
 from captioner.training.data import Batch, batches
+from captioner.training.lora import merged
 from captioner.training.options import PhotoSet, Progress, TrainingOptions, TrainingSet
 from captioner.training.precision import fast_step
 from captioner.training.sources import Report, Sources
@@ -57,8 +58,7 @@ class Trainer:
         """Train for one epoch, telling of each step."""
         options, state, model = self.options, self.state, self.model
         torch.manual_seed(options.seed + state.epoch)
-        for parameter in state.upper_stages:
-            parameter.requires_grad_(state.tunes_backbone)
+        state.train_backbone(state.tunes_backbone)
         model.train()
         model.decoder.train(state.phase != "scst")
         steps, total, begun = self._steps(), 0.0, time.perf_counter()
@@ -66,7 +66,7 @@ class Trainer:
             state.set_rate(step - 1, steps)
             with fast_step(self.step.device, options.precision):
                 loss = self.step.loss(parts, text)
-            state.update(loss)
+            state.update(loss, in_mean=state.in_mean(step - 1, steps))
             total += loss.item()
             items = sum(len(part.photos) for part in parts) or TEXT_BATCHES * options.text_photos
             yield Progress(
@@ -86,19 +86,26 @@ class Trainer:
 
     def _batches(self, steps: int) -> Iterator[tuple[list[Batch], Text | None]]:
         """A batch of each photo set, none in an epoch on text alone, and the text beside them, if any."""
-        config, options, phase = self.checkpoint.tokenizer.config, self.options, self.state.phase
+        options, phase = self.options, self.state.phase
         seed = options.seed + self.state.epoch
         told = phase == "scst" or (self.state.tunes_backbone and options.word_loss > 0)
         sets = [group for group in self.sources.sets if told or not group.narratives]
         photos: Iterator[list[Batch]] = iter([[]] * steps)
         if phase != "text":
-            photos = batches(sets, pad_id=config.pad_id, unk_id=config.unk_id, seed=seed)
+            photos = batches(sets, self.sources.labels, seed=seed)
         if self.text is None:
             yield from ((parts, None) for parts in photos)
             return
         size = options.text_photos * (TEXT_BATCHES if phase == "text" else 1)
         most = 1 if phase == "scst" else TEXT_CAPTIONS
         yield from zip(photos, self.text.batches(size, most=most, seed=seed), strict=False)
+
+    def conclude(self, last: Progress, validation: PhotoSet) -> Progress:
+        """Judge an epoch and save the state: the news of its last step, with its scores."""
+        state, scores = self.state, self.validate(validation)
+        state.history.append({"epoch": state.epoch, "phase": last.phase, "loss": last.loss, **scores})
+        state.save()
+        return replace(last, scores=scores)
 
     def validate(self, photos: PhotoSet) -> dict[str, float | None]:
         """Scores of the averaged weights, by the captions that their checkpoint gives; the best are kept.
@@ -109,7 +116,9 @@ class Trainer:
         keep, state = self.options.keep_epochs, self.state
         written = state.output / "epochs" / str(state.epoch) if keep else state.output / "candidate"
         state.exchange_weights()
-        save_checkpoint(self.checkpoint, written)
+        model = merged(self.model) if self.options.lora else self.model
+        checkpoint = replace(self.checkpoint, model=model, calibration=None)  # which other weights had
+        save_checkpoint(checkpoint, written)
         device = self.step.device
         dtype = resolve_dtype("auto", device)
         runner = CheckpointRunner(load_checkpoint(written, device=device, dtype=dtype))
@@ -117,7 +126,7 @@ class Trainer:
         scores = evaluate(captioner, photos.images, photos.coco, meteor=False).scores
         if scores.cider > state.best:
             state.best = scores.cider
-            save_checkpoint(self.checkpoint, state.output)
+            save_checkpoint(checkpoint, state.output)
         if not keep:
             shutil.rmtree(written)
         state.exchange_weights()
@@ -141,7 +150,9 @@ def train(
     report: Report,
     texts: Sequence[Sequence[str]] = (),
     word_tags_from: Checkpoint | None = None,
-) -> None:
+    is_finished: bool = False,
+    fit_word_tags: bool = True,
+) -> int:
     """Train ``checkpoint.model``; resume what ``output`` holds.
 
     Args:
@@ -154,6 +165,11 @@ def train(
         texts: captions of photos that are not there, a line for each.
         word_tags_from: where the backbone has been trained on these photos, the model from before: its
             features, not those of the backbone, say what word tags the training photos have.
+        is_finished: the model has been trained before: it is judged first, and kept where it is the best.
+        fit_word_tags: fit the word head of a model that has one to the training photos; else it stays.
+
+    Returns:
+        The epoch whose weights are kept, from 1; 0 where none was better than the model as it was at first.
 
     Raises:
         DataError, ImageError: photos cannot be read, or are too few or too many for what is asked.
@@ -161,24 +177,27 @@ def train(
         CheckpointError: ``output`` holds the run of another model.
     """
     sources = Sources(checkpoint, train_sets, texts, options, output)
-    sources.check(word_tags_from)
+    sources.check(word_tags_from, fits=is_finished and fit_word_tags)
     trainer = Trainer(checkpoint, sources, output)
     state = trainer.state
     output.mkdir(parents=True, exist_ok=True)
     state.load()
+    if state.history and state.epoch == state.epochs:
+        return state.kept
     check_readable(validation)
     sources.build_caches(report)
-    if sources.has_word_head and state.epoch < state.epochs:
-        trainer.step.word_tags, trainer.text = sources.fit_word_tags(word_tags_from, report)
+    if sources.has_word_head:
+        trainer.step.word_tags, trainer.text = sources.word_tags(word_tags_from, report, fit=fit_word_tags)
+    if is_finished and not state.history:
+        begun = Progress(phase="start", epoch=0, step=0, steps=0, images_per_second=0.0)
+        report(trainer.conclude(begun, validation))
     while state.epoch < state.epochs:
-        last = None
         if state.phase == "scst" and trainer.step.critic is None:
             trainer.step.critic = sources.make_critic()
+        last = None
         for last in trainer.epoch():
             report(last)
-        state.epoch += 1
-        scores = trainer.validate(validation)
         assert last is not None
-        state.history.append({"epoch": state.epoch, "phase": last.phase, "loss": last.loss, **scores})
-        state.save()
-        report(Progress(**{**asdict(last), "scores": scores}))
+        state.epoch += 1
+        report(trainer.conclude(last, validation))
+    return state.kept

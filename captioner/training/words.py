@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from captioner.content import FUNCTION_WORDS as NO_CONTENT
+from captioner.content import FUNCTION_WORDS, word_set
 from captioner.regions import TagTokens
 from captioner.tokenizer import CaptionTokenizer
 from captioner.training.data import MANY_CAPTIONS
@@ -25,11 +25,16 @@ FEWEST_PHOTOS = 20  # whose captions say a word that is to be a tag
 RIDGE = 0.75  # of a feature's own variance
 FEW_WEIGHT = 0.3  # of a photo of an extra set with few captions
 WORDS_AT_ONCE = 128  # whose numbers are in memory in double precision
-FUNCTION_WORDS = """
+NO_TAGS = word_set(
+    """
 a all an and are as around at back background be been being by down each for from front has have having he
 her him his in into is it its near next not of off on one or other out over she side some that the their
 them there they this through to together top up very what while who with
-"""  # and others that tell nothing of a photo
+"""
+)
+"""Words that are no tags, though captions say them often. They are not content.py's function words, of which
+some are tags of the shipped model ("behind", "inside").
+"""
 
 
 def caption_words(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> list[str]:
@@ -43,13 +48,13 @@ def caption_words(captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer
         token for texts in captions for token in {token for text in texts for token in tokenizer.encode(text)}
     )
     words = {tokenizer.decode([token]) for token, count in photos.items() if count >= FEWEST_PHOTOS}
-    return sorted(word for word in words if word.isalpha() and word not in FUNCTION_WORDS.split())
+    return sorted(word for word in words if word.isalpha() and word not in NO_TAGS)
 
 
 def content_tokens(tokenizer: CaptionTokenizer) -> dict[int, str]:
     """The tokens of a vocabulary that say something of a photo, and the word of each."""
     words = {token: tokenizer.decode([token]) for token in range(tokenizer.vocab_size)}
-    return {token: word for token, word in words.items() if word[:1].isalnum() and word not in NO_CONTENT}
+    return {token: word for token, word in words.items() if word[:1].isalnum() and word not in FUNCTION_WORDS}
 
 
 @torch.no_grad()
