@@ -190,7 +190,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A directory or a model of the hub: owner/name[@revision].")],
     dest: Annotated[Path, typer.Argument(help="A new directory for the converted checkpoint.")],
 ) -> None:
-    """Convert a BLIP, ViT-GPT2 or Florence-2 checkpoint of Hugging Face to Captioner's format."""
+    """Convert a BLIP, Florence-2, ViT-GPT2 or similar checkpoint of Hugging Face to Captioner's format."""
     from captioner.convert import convert as run
 
     checkpoint = run(source, dest)

@@ -50,11 +50,12 @@ class DecoderConfig:
         max_positions: longest sequence in tokens.
         region_width: channels of a region token.
         norm: layer norm before each sublayer and at the end ("pre", GPT-2) or after each ("post", BERT).
+        padding_id: a token without a position, for which the table of positions begins with a row (RoBERTa).
         embedding_scale: what word embeddings are multiplied by, where they go in and not where they score.
         embedding_norm: layer norm after the embeddings (BERT, BART).
-        head_transform: dense layer, GELU and layer norm before the output (BERT).
-        activation: of each MLP: "gelu", its approximations "gelu_tanh" (GPT-2) and "quick_gelu", "relu" or
-            "silu".
+        head_transform: dense layer, activation and layer norm before the output (BERT).
+        activation: of each MLP and of ``head_transform``: "gelu", its approximations "gelu_tanh" (GPT-2) and
+            "quick_gelu", "relu" or "silu".
         output_bias: a bias for each word of the output.
         eps: epsilon of the layer norms.
         dropout: probability with which training drops a channel.
@@ -71,6 +72,7 @@ class DecoderConfig:
     max_positions: int
     region_width: int
     norm: Norm = "pre"
+    padding_id: int | None = None
     embedding_scale: float = 1.0
     embedding_norm: bool = False
     head_transform: bool = False
@@ -223,6 +225,17 @@ class CrossAttention(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(2)), probs.mean(1)
 
 
+class _Activated(nn.Module):
+    """An activation by its name."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.function = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between them."""
 
@@ -261,7 +274,8 @@ class TextDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.word_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position_embedding = nn.Embedding(config.max_positions, config.width)
+        unplaced = 0 if config.padding_id is None else 1
+        self.position_embedding = nn.Embedding(unplaced + config.max_positions, config.width)
         self.embedding_norm = nn.LayerNorm(config.width, eps=config.eps) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
@@ -269,7 +283,9 @@ class TextDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.width, eps=config.eps) if config.norm == "pre" else None
         self.transform = (
             nn.Sequential(
-                Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width, eps=config.eps)
+                Linear(config.width, config.width),
+                _Activated(config.activation),
+                nn.LayerNorm(config.width, eps=config.eps),
             )
             if config.head_transform
             else None
@@ -304,7 +320,7 @@ class TextDecoder(nn.Module):
         x = self.word_embedding(input_ids)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
-        x = x + self.position_embedding.weight[start : start + length]
+        x = x + self._positions(input_ids, start)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x).flatten(1, 2)  # (B, N*T, D)
@@ -327,6 +343,14 @@ class TextDecoder(nn.Module):
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x.view(batch, rows, length, -1), maps
+
+    def _positions(self, input_ids: Tensor, start: int) -> Tensor:
+        """What is added to word embeddings, which broadcasts to ``(B, N, T, D)``."""
+        table, unplaced = self.position_embedding.weight, self.config.padding_id
+        if unplaced is None:
+            return table[start : start + input_ids.shape[-1]]
+        placed = table[1:][start : start + input_ids.shape[-1]]
+        return torch.where((input_ids == unplaced)[..., None], table[0], placed)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``(…, D)`` -> ``(…, V)``; the output matrix is the word embedding's (Press and Wolf 2017)."""

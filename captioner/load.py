@@ -83,10 +83,11 @@ def load(
 
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
-            checkpoint, a directory or ``owner/name`` on the hub: BLIP, ViT-GPT2 and Florence-2 are
-            converted in memory each time, all others are run by `transformers`. ``http://HOST/v1#NAME`` is a
-            model on a server that speaks OpenAI's API, ``ollama://HOST#NAME`` one of Ollama: photos are sent
-            there, as the ``CAPTIONER_REMOTE_*`` variables say; device and dtype have no effect then.
+            checkpoint, a directory or ``owner/name`` on the hub: BLIP, Florence-2, ViT-GPT2 and
+            similar models are converted in memory each time, all others are run by `transformers`.
+            ``http://HOST/v1#NAME`` is a model on a server that speaks OpenAI's API, ``ollama://HOST#NAME``
+            one of Ollama: photos are sent there, as the ``CAPTIONER_REMOTE_*`` variables say; device and
+            dtype have no effect then.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``; auto is float32 on a CPU, float16 on a GPU,
             but there bfloat16 for vision-language models. ``int4`` is for those alone: their text decoder's

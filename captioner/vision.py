@@ -26,6 +26,7 @@ __all__ = [
     "TransformersBackbone",
     "VisionTransformer",
     "build_backbone",
+    "library_encoder",
 ]
 
 
@@ -162,6 +163,9 @@ class ViTBlock(nn.Module):
 class VisionTransformer(Backbone):
     """ViT (Dosovitskiy et al. 2021) with a class token. Stages: patch embedding, blocks, final norm.
 
+    Attributes:
+        prefix: its class token, and DeiT's distillation token.
+
     Args:
         image_size: side of the square input in pixels; a multiple of ``patch_size``.
         patch_size: side of a patch in pixels.
@@ -170,9 +174,8 @@ class VisionTransformer(Backbone):
         heads: attention heads of a block.
         mlp_width: hidden units of a block's MLP.
         eps: epsilon of the layer norms.
+        distilled: whether a second token follows the class token (DeiT, Touvron et al. 2021).
     """
-
-    prefix = 1
 
     def __init__(
         self,
@@ -184,11 +187,15 @@ class VisionTransformer(Backbone):
         heads: int,
         mlp_width: int,
         eps: float = 1e-6,
+        distilled: bool = False,
     ) -> None:
         super().__init__()
+        self.prefix = 2 if distilled else 1
         self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(torch.randn(1, 1 + (image_size // patch_size) ** 2, width) * 0.02)
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
+        tokens = self.prefix + (image_size // patch_size) ** 2
+        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.blocks = nn.ModuleList(ViTBlock(width, heads, mlp_width, eps) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=eps)
         self.num_stages = layers + 2
@@ -198,7 +205,8 @@ class VisionTransformer(Backbone):
         for stage in range(start, stop):
             if stage == 0:
                 tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
-                x = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1) + self.position
+                first = [token.expand(len(x), -1, -1) for token in self._first_tokens()]
+                x = torch.cat([*first, tokens], dim=1) + self.position
             elif stage == self.num_stages - 1:
                 x = self.norm(x)
             else:
@@ -206,9 +214,13 @@ class VisionTransformer(Backbone):
         return x
 
     def stage_parameters(self, start: int) -> list[nn.Parameter]:
-        embedding = [self.class_token, self.position, *self.patch_embed.parameters()]
+        embedding = [*self._first_tokens(), self.position, *self.patch_embed.parameters()]
         later = [*self.blocks, self.norm][max(start - 1, 0) :]
         return (embedding if start == 0 else []) + [p for stage in later for p in stage.parameters()]
+
+    def _first_tokens(self) -> list[nn.Parameter]:
+        second = self.distillation_token
+        return [self.class_token] if second is None else [self.class_token, second]
 
 
 class TimmBackbone(Backbone):
@@ -235,8 +247,20 @@ class TimmBackbone(Backbone):
         return list(self.network.parameters()) if start == 0 else []
 
 
-LIBRARY_ENCODERS = {"florence_vision": ("Florence2VisionConfig", "Florence2VisionBackbone")}
-"""The encoders of `transformers` that are run: by model type their classes of configuration and network."""
+LIBRARY_ENCODERS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "beit": ("BeitConfig", "BeitModel", {"add_pooling_layer": False}),
+    "florence_vision": ("Florence2VisionConfig", "Florence2VisionBackbone", {}),
+    "swin": ("SwinConfig", "SwinModel", {"add_pooling_layer": False}),
+}
+"""The encoders of `transformers` that are run: by model type their classes of configuration and network, and
+what the latter is made with."""
+
+
+def library_encoder(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The class of an encoder of `transformers`, its configuration, and what else it is made with."""
+    library: Any = import_module("transformers")  # here, since its import takes seconds
+    settings, network, how = LIBRARY_ENCODERS[config["model_type"]]
+    return getattr(library, network), getattr(library, settings).from_dict(dict(config)), how
 
 
 class TransformersBackbone(Backbone):
@@ -256,10 +280,9 @@ class TransformersBackbone(Backbone):
         super().__init__()
         if config["model_type"] not in LIBRARY_ENCODERS:
             raise ValueError(f"unknown encoder of transformers {config['model_type']!r}")
-        library: Any = import_module("transformers")  # here, since its import takes seconds
-        settings, network = (getattr(library, name) for name in LIBRARY_ENCODERS[config["model_type"]])
+        network, settings, how = library_encoder(config)
         with torch.device("cpu"):  # on the meta device, buffers that no file holds would have no values
-            self.network = network(settings.from_dict(dict(config)))
+            self.network = network(settings, **how)
         self.prefix = prefix
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:

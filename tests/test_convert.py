@@ -334,7 +334,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         set_config(model_type="blip", architectures=["BlipForQuestionAnswering"]),
         r"BlipForQuestionAnswering.*Supported",
     ),
-    "another decoder": (set_part("decoder", model_type="bert"), r"'vit'.*'bert'.*Supported"),
+    "another decoder": (set_part("decoder", model_type="opt"), r"'vit'.*'opt'.*Supported"),
     "another activation": (set_part("decoder", activation_function="tanh"), r"'tanh'.*Supported"),
     "another scaling": (set_part("decoder", scale_attn_by_inverse_layer_idx=True), r"scales.*Supported"),
     "several ends": (set_config("generation_config.json", eos_token_id=[0, 1]), r"several.*eos_token_id"),

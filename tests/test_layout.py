@@ -31,6 +31,7 @@ ORDER = [
     "linear",
     "convolution",
     "memory",
+    "quiet",
     "vision",
     "decoder",
     "regions",

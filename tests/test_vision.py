@@ -156,10 +156,10 @@ def test_an_encoder_of_transformers_gives_its_last_state():
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("swin", {}), ("transformers", {"config": {"model_type": "swin"}})]
+    ("kind", "options"), [("resnet", {}), ("transformers", {"config": {"model_type": "resnet"}})]
 )
 def test_an_unknown_kind_is_refused(kind: str, options: dict[str, Any]):
-    with pytest.raises(ValueError, match="'swin'"):
+    with pytest.raises(ValueError, match="'resnet'"):
         build_backbone(BackboneConfig(kind=kind, image_size=32, width=8, options=options))
 
 

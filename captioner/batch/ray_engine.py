@@ -81,6 +81,7 @@ class RayEngine:
             of the cluster's CPUs.
 
     Raises:
+        DeviceError: there is no such number type on other computers.
         OptionsError: Ray is not installed.
     """
 
@@ -98,6 +99,7 @@ class RayEngine:
             import ray.data  # noqa: F401
         except ImportError as error:
             raise OptionsError("the engine ray needs Ray: pip install 'captioner[scale]'") from error
+        resolve_dtype(dtype, resolve_device("cpu"))  # what cannot be is refused here and not on every node
         self.captioner = captioner
         self.device, self.dtype = device, dtype
         self.batch_size, self.workers = batch_size, workers

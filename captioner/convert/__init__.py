@@ -2,6 +2,6 @@
 
 from captioner.convert.files import fetch
 from captioner.convert.hugging_face import convert, is_hugging_face, read_hugging_face
-from captioner.convert.tensors import their_tensors
+from captioner.convert.tensors import is_bare_vit, their_tensors
 
-__all__ = ["convert", "fetch", "is_hugging_face", "read_hugging_face", "their_tensors"]
+__all__ = ["convert", "fetch", "is_bare_vit", "is_hugging_face", "read_hugging_face", "their_tensors"]

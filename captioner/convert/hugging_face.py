@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints -> ours: BLIP, Florence-2, and ViT encoders with GPT-2 decoders.
+"""Hugging Face checkpoints -> ours: BLIP, Florence-2 and VisionEncoderDecoderModels.
 
 Of `transformers` only its configuration classes are used here, which know the defaults that a ``config.json``
 leaves out. Weights are read from safetensors alone, under the names that they have on disk, which all
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
+from captioner.convert.encoder_decoder import encoder_decoder_shape, in_library, vit
 from captioner.convert.files import (
     fetch,
     generation_defaults,
@@ -25,22 +26,21 @@ from captioner.convert.files import (
     read_tokenizer,
 )
 from captioner.convert.florence2 import florence2_shape
-from captioner.convert.shape import Shape, activation, one_id
-from captioner.convert.tensors import BLIP, VIT_GPT2, our_tensors
+from captioner.convert.shape import Shape, activation
+from captioner.convert.tensors import BLIP, our_tensors
 from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image import ImageProcessor
 from captioner.model import ModelConfig, model_without_weights
 from captioner.tokenizer import CaptionTokenizer
-from captioner.vision import BackboneConfig
 
 __all__ = ["convert", "is_hugging_face", "read_hugging_face"]
 
 SUPPORTED = (
     "BlipForConditionalGeneration (such as Salesforce/blip-image-captioning-base), "
     "Florence2ForConditionalGeneration (such as florence-community/Florence-2-base) and "
-    "VisionEncoderDecoderModel with a ViT encoder and a GPT-2 decoder (such as "
-    "nlpconnect/vit-gpt2-image-captioning)"
+    "VisionEncoderDecoderModel with a ViT, DeiT, BEiT or Swin encoder and a GPT-2, BERT or RoBERTa decoder "
+    "(such as nlpconnect/vit-gpt2-image-captioning)"
 )
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -97,7 +97,11 @@ def read_hugging_face(directory: Path, *, name: str | None = None) -> Checkpoint
     config = _asking(shape, tokenizer)
     with _refusing(directory, name):
         model = model_without_weights(config)
-    tensors = our_tensors(read_tensors(directory), shape.names, config)
+    tensors = read_tensors(directory)
+    if raw["model_type"] == "vision-encoder-decoder" and config.backbone.kind == "transformers":
+        with _refusing(directory, name):
+            tensors = in_library(tensors, config.backbone)
+    tensors = our_tensors(tensors, shape.names, config)
     check_tensors(directory, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(
@@ -151,10 +155,7 @@ def _shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image: Mapping
     if kind == "florence2":
         return florence2_shape(raw, generation, image)
     if kind == "vision-encoder-decoder":
-        parts = tuple(raw[part]["model_type"] for part in ("encoder", "decoder"))
-        if parts == ("vit", "gpt2"):
-            return _vit_gpt2_shape(raw, generation)
-        raise CheckpointError(f"its encoder is {parts[0]!r} and its decoder {parts[1]!r}")
+        return encoder_decoder_shape(raw, generation)
     raise CheckpointError(f"it is {' or '.join(architectures or [repr(kind)])}")
 
 
@@ -163,8 +164,6 @@ def _blip_shape(raw: Mapping[str, Any]) -> Shape:
 
     config: Any = BlipConfig.from_dict(dict(raw))
     vision, text = config.vision_config, config.text_config
-    if text.hidden_act != "gelu":  # which is that of the output's transformation, too
-        raise CheckpointError(f"its decoder's activation is {text.hidden_act!r}")
     decoder = DecoderConfig(
         vocab_size=text.vocab_size,
         width=text.hidden_size,
@@ -176,10 +175,11 @@ def _blip_shape(raw: Mapping[str, Any]) -> Shape:
         norm="post",
         embedding_norm=True,
         head_transform=True,
+        activation=activation(text.hidden_act, "decoder"),
         eps=text.layer_norm_eps,
     )
     return Shape(
-        model=ModelConfig(backbone=_vit(vision), regions=None, decoder=decoder),
+        model=ModelConfig(backbone=vit(vision), regions=None, decoder=decoder),
         names=BLIP,
         start_ids=(text.bos_token_id,),
         eos_id=text.sep_token_id,
@@ -188,67 +188,17 @@ def _blip_shape(raw: Mapping[str, Any]) -> Shape:
     )
 
 
-def _vit_gpt2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Shape:
-    from transformers import VisionEncoderDecoderConfig
-
-    config: Any = VisionEncoderDecoderConfig.from_dict(dict(raw))
-    vision, text = config.encoder, config.decoder
-    if text.scale_attn_by_inverse_layer_idx or not text.scale_attn_weights:
-        raise CheckpointError("its decoder scales attention in an unusual way")
-    decoder = DecoderConfig(
-        vocab_size=text.vocab_size,
-        width=text.n_embd,
-        layers=text.n_layer,
-        heads=text.n_head,
-        mlp_width=text.n_inner or 4 * text.n_embd,
-        max_positions=text.n_positions,
-        region_width=vision.hidden_size,
-        activation=activation(text.activation_function, "decoder"),
-        output_bias=False,
-        eps=text.layer_norm_epsilon,
-    )
-
-    def token_id(name: str) -> int | None:
-        return one_id(name, generation.get(name), raw.get(name), getattr(text, name, None))
-
-    start, eos, pad = (token_id(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
-    start = token_id("bos_token_id") if start is None else start
-    if start is None or eos is None:
-        raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
-    return Shape(
-        model=ModelConfig(backbone=_vit(vision), regions=None, decoder=decoder),
-        names=VIT_GPT2,
-        start_ids=(start,),
-        eos_id=eos,
-        pad_id=eos if pad is None else pad,
-        image={"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3, "resample": 2},
-    )
-
-
-def _vit(config: Any) -> BackboneConfig:
-    """The backbone that a ``ViTConfig`` or a ``BlipVisionConfig`` describes."""
-    if config.hidden_act != "gelu":
-        raise CheckpointError(f"its encoder's activation is {config.hidden_act!r}")
-    if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int):
-        raise CheckpointError(
-            f"its images are {config.image_size} and its patches {config.patch_size} pixels"
-        )
-    options = {
-        "patch_size": config.patch_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "mlp_width": config.intermediate_size,
-        "eps": config.layer_norm_eps,
-    }
-    return BackboneConfig(kind="vit", image_size=config.image_size, width=config.hidden_size, options=options)
-
-
 def _processor(directory: Path, shape: Shape, image: Mapping[str, Any]) -> ImageProcessor:
     settings = {**shape.image, **image}
-    side = shape.model.backbone.image_size
-    usual = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
+    side, cell = shape.model.backbone.image_size, shape.model.backbone.options.get("patch_size")
+    usual = {"do_resize": True, "do_rescale": True, "do_normalize": True}
     odd = [key for key, value in usual.items() if settings.get(key, value) != value]
-    if settings.get("size", side) not in (side, {"height": side, "width": side}):
+    shown, margin = _square_side(settings.get("size", side)), 0
+    if settings.get("do_center_crop"):
+        margin = ((shown or 0) - side) // 2
+        if _square_side(settings.get("crop_size")) != side or not cell or margin % cell:
+            odd.append("do_center_crop")
+    if shown != side + 2 * margin or margin < 0:
         odd.append("size")
     if settings["resample"] not in RESAMPLE:
         odd.append("resample")
@@ -258,11 +208,24 @@ def _processor(directory: Path, shape: Shape, image: Mapping[str, Any]) -> Image
         values = ", ".join(f"{key} {settings[key]}" for key in odd)
         raise CheckpointError(
             f"the image processor of {directory} has {values}, which is not supported: "
-            f"photos are squashed to {side} × {side} pixels and normalised"
+            f"photos are squashed to {side} × {side} pixels and normalised; a crop may cut off no more than "
+            "whole cells of a ViT's grid"
         )
     return ImageProcessor(
         size=side,
         mean=tuple(settings["image_mean"]),
         std=tuple(settings["image_std"]),
         resample=RESAMPLE[settings["resample"]],
+        margin=margin,
     )
+
+
+def _square_side(size: Any) -> int | None:
+    """The side that an image processor's size says; None where that is no square."""
+    if isinstance(size, Mapping):
+        return (
+            size.get("height")
+            if size.keys() == {"height", "width"} and size["height"] == size["width"]
+            else None
+        )
+    return size if isinstance(size, int) else None

@@ -1,4 +1,4 @@
-"""What the tensors of BLIP, ViT-GPT2 and Florence-2 are called on disk and here, read in both directions.
+"""What tensors of BLIP, Florence-2 and VisionEncoderDecoderModels are called on disk and here, both ways.
 
 In a pair of names ``#`` is a layer, ``*`` weight and bias, and where theirs has ``{a,b}`` ours is the
 concatenation of a and b along the first dimension. ``**`` is whatever comes after it, where a network of
@@ -17,7 +17,7 @@ from torch import Tensor
 from captioner.errors import CheckpointError
 from captioner.model import CaptionModel, ModelConfig
 
-__all__ = ["BLIP", "FLORENCE2", "VIT_GPT2", "our_tensors", "their_tensors"]
+__all__ = ["BLIP", "FLORENCE2", "encoder_decoder_names", "is_bare_vit", "our_tensors", "their_tensors"]
 
 _BLIP_ENCODER = {
     "class_token": "embeddings.class_embedding",
@@ -31,7 +31,7 @@ _BLIP_ENCODER = {
     "blocks.#.fc2.*": "encoder.layers.#.mlp.fc2.*",
     "norm.*": "post_layernorm.*",
 }
-_BLIP_DECODER = {
+_BERT = {
     "word_embedding.weight": "bert.embeddings.word_embeddings.weight",
     "position_embedding.weight": "bert.embeddings.position_embeddings.weight",
     "embedding_norm.*": "bert.embeddings.LayerNorm.*",
@@ -110,12 +110,8 @@ _FLORENCE2_PROJECTOR = {
     "frames": "visual_temporal_embed.pos_idx_to_embed",
 }
 BLIP = {f"backbone.{ours}": f"vision_model.{theirs}" for ours, theirs in _BLIP_ENCODER.items()} | {
-    f"decoder.{ours}": f"text_decoder.{theirs}" for ours, theirs in _BLIP_DECODER.items()
+    f"decoder.{ours}": f"text_decoder.{theirs}" for ours, theirs in _BERT.items()
 }
-VIT_GPT2 = {f"backbone.{ours}": f"encoder.{theirs}" for ours, theirs in _VIT.items()} | {
-    f"decoder.{ours}": f"decoder.{theirs}" for ours, theirs in _GPT2.items()
-}
-
 FLORENCE2 = (
     {"backbone.network.**": "model.vision_tower.**"}
     | {
@@ -126,17 +122,57 @@ FLORENCE2 = (
     | {f"decoder.{ours}": f"model.language_model.{theirs}" for ours, theirs in _BART_DECODER.items()}
 )
 
+_ENCODERS = {
+    "vit": _VIT,
+    "deit": {**_VIT, "distillation_token": "embeddings.distillation_token"},
+    "beit": {"network.**": "**"},
+    "swin": {"network.**": "**"},
+}
+
+
+def encoder_decoder_names(encoder: str, decoder: str, *, padding_id: int | None = None) -> Mapping[str, str]:
+    """Names of the tensors of a VisionEncoderDecoderModel.
+
+    Args:
+        encoder: its model type; the names of those that `transformers` runs are as in its network.
+        decoder: likewise.
+        padding_id: where the table of the decoder's positions begins to be read (RoBERTa).
+    """
+    texts = {"gpt2": _GPT2, "bert": _BERT, "roberta": _roberta(padding_id or 0)}[decoder]
+    return {f"backbone.{ours}": f"encoder.{theirs}" for ours, theirs in _ENCODERS[encoder].items()} | {
+        f"decoder.{ours}": f"decoder.{theirs}" for ours, theirs in texts.items()
+    }
+
+
+def _roberta(padding_id: int) -> dict[str, str]:
+    """BERT's names but for those of the output."""
+    names = {ours: theirs.replace("bert.", "roberta.") for ours, theirs in _BERT.items()}
+    return names | {
+        "position_embedding.weight": f"{names['position_embedding.weight']}[{padding_id}:]",
+        "transform.0.*": "lm_head.dense.*",
+        "transform.2.*": "lm_head.layer_norm.*",
+        "output_bias": "lm_head.bias",
+    }
+
+
 _TIED = {
     "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
     "decoder.lm_head.weight": "decoder.transformer.wte.weight",
+    "decoder.cls.predictions.decoder.weight": "decoder.bert.embeddings.word_embeddings.weight",
+    "decoder.cls.predictions.decoder.bias": "decoder.cls.predictions.bias",
+    "decoder.lm_head.decoder.weight": "decoder.roberta.embeddings.word_embeddings.weight",
+    "decoder.lm_head.decoder.bias": "decoder.lm_head.bias",
     "lm_head.weight": "model.language_model.shared.weight",
     "model.language_model.encoder.embed_tokens.weight": "model.language_model.shared.weight",
     "model.language_model.decoder.embed_tokens.weight": "model.language_model.shared.weight",
 }
 _UNUSED = re.compile(
-    r".*(\.position_ids|\.pooler\.dense\.(weight|bias)|(\.attn|\.crossattention)\.(masked_)?bias)"
+    r".*(\.position_ids|\.token_type_ids|\.pooler\.(dense|layernorm)\.(weight|bias)|(\.attn|\.crossattention)\.(masked_)?bias)"
 )
+
+
+_FROM_REGIONS = re.compile(r"\.crossattention\.(c_attn|self\.key|self\.value)\.weight$")
 
 
 def our_tensors(
@@ -153,14 +189,15 @@ def our_tensors(
             raise CheckpointError(f"{copy} differs from {original}: an untied output layer is not supported")
         theirs.pop(copy, None)
     _fold_projection(theirs)
+    _fold_token_types(theirs)
     ours: dict[str, Tensor] = {}
     for name, sources in _pairs(names, config, list(theirs)):
         parts = [theirs.pop(source.name)[source.start :] for source in sources if source.name in theirs]
         if len(parts) == len(sources):
             parts = [part.T if _is_transposed(sources[0].name, part) else part for part in parts]
             ours[name] = torch.cat(parts).contiguous()
-        elif name.endswith(".qkv.bias"):  # a ViT may go without
-            weight = ours[name.replace("bias", "weight")]
+        elif name.endswith(".qkv.bias") and (weight := ours.get(name.replace("bias", "weight"))) is not None:
+            # a ViT may go without
             ours[name] = weight.new_zeros(len(weight))
     return ours | {name: tensor for name, tensor in theirs.items() if not _UNUSED.fullmatch(name)}
 
@@ -172,8 +209,11 @@ def their_tensors(model: CaptionModel) -> dict[str, Tensor]:
     The output layer's weight is left out, since it is the word embedding.
     """
     config, ours = model.config, model.state_dict()
-    names = FLORENCE2 if config.question else BLIP if config.decoder.norm == "post" else VIT_GPT2
-    whole = config.question is not None or (config.backbone.kind == "vit" and config.regions is None)
+    if config.question:
+        names: Mapping[str, str] = FLORENCE2
+    else:
+        names = BLIP if config.decoder.norm == "post" else encoder_decoder_names("vit", "gpt2")
+    whole = config.question is not None or is_bare_vit(config)
     theirs: dict[str, Tensor] = {}
     for name, sources in _pairs(names, config, list(ours)):
         if name in ours and (whole or name.startswith("decoder.")):
@@ -182,6 +222,12 @@ def their_tensors(model: CaptionModel) -> dict[str, Tensor]:
                 part = torch.cat([unread, part]) if source.start else part
                 theirs[source.name] = part.T.contiguous() if _is_transposed(source.name, part) else part
     return theirs
+
+
+def is_bare_vit(config: ModelConfig) -> bool:
+    """Whether a model's image encoder is a ViT as `transformers` has it, and nothing else."""
+    backbone = config.backbone
+    return backbone.kind == "vit" and config.regions is None and not backbone.options.get("distilled")
 
 
 class _Source(NamedTuple):
@@ -231,7 +277,18 @@ def _fold_projection(theirs: dict[str, Tensor]) -> None:
     if "enc_to_dec_proj.weight" not in theirs:
         return
     weight, bias = (theirs.pop(f"enc_to_dec_proj.{kind}").double() for kind in ("weight", "bias"))
-    for name in [name for name in theirs if name.endswith(".crossattention.c_attn.weight")]:
-        matrix, shift = theirs[name], theirs[name.replace("weight", "bias")]
-        theirs[name] = (weight.T @ matrix.double()).to(matrix.dtype)
-        theirs[name.replace("weight", "bias")] = (shift + bias @ matrix.double()).to(shift.dtype)
+    for name in [name for name in theirs if _FROM_REGIONS.search(name)]:
+        stored, shift = theirs[name], theirs[name.replace("weight", "bias")]
+        matrix = stored.double() if name.endswith("c_attn.weight") else stored.double().T
+        folded = weight.T @ matrix
+        theirs[name] = (folded if name.endswith("c_attn.weight") else folded.T).to(stored.dtype)
+        theirs[name.replace("weight", "bias")] = (shift + bias @ matrix).to(shift.dtype)
+
+
+def _fold_token_types(theirs: dict[str, Tensor]) -> None:
+    """Let BERT's positions say that every token is of the first type, as all of a caption are."""
+    for name in [name for name in theirs if name.endswith(".token_type_embeddings.weight")]:
+        positions = name.replace("token_type", "position")
+        if positions in theirs:
+            table = theirs[positions]
+            theirs[positions] = (table.double() + theirs.pop(name)[0].double()).to(table.dtype)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint
-from captioner.convert import their_tensors
+from captioner.convert import is_bare_vit, their_tensors
+from captioner.decoder import DecoderConfig
 from captioner.errors import OptionsError
 from captioner.generation import SearchOptions
 from captioner.model import ModelConfig
-from captioner.runners import quiet_transformers
+from captioner.quiet import quiet_transformers
 from captioner.tokenizer import TokenizerConfig
 
 __all__ = ["Twin", "build_twin"]
@@ -48,13 +49,13 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
         OptionsError: `transformers` has no decoder of this shape.
     """
     model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
-    bare_vit = config.backbone.kind == "vit" and config.regions is None
+    bare_vit = is_bare_vit(config)
     like = model.decoder.word_embedding.weight
     is_blip = config.decoder.norm == "post"
     with quiet_transformers():
         if config.decoder.norm == "pre":
             network = _vision_encoder_decoder(config, special, their_tensors(model), bare_vit=bare_vit)
-        elif bare_vit and config.decoder.embedding_norm and config.decoder.head_transform:
+        elif bare_vit and _is_bert(config.decoder):
             network = _blip(config, special, their_tensors(model))
         else:
             raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
@@ -96,6 +97,11 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
 
     scope = "the whole model" if bare_vit else "the decoder, after our encoder"
     return Twin(scope, bare_vit, encode, search)
+
+
+def _is_bert(decoder: DecoderConfig) -> bool:
+    whole = decoder.embedding_norm and decoder.head_transform
+    return whole and decoder.padding_id is None and decoder.activation == "gelu"
 
 
 def _until(ids: list[int], eos_id: int) -> list[int]:

@@ -40,6 +40,7 @@ class ImageProcessor:
         mean: of red, green and blue, for values scaled to 0…1.
         std: likewise.
         resample: filter of the resize; with antialiasing, as Pillow's filters have.
+        margin: pixels that are cut off at each side of a larger square, of which ``size`` is left (DeiT).
 
     Raises:
         OptionsError: a value is out of range.
@@ -49,10 +50,19 @@ class ImageProcessor:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: Literal["bilinear", "bicubic"] = "bicubic"
+    margin: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise OptionsError(f"size must be at least 1, mean and std three values, std above 0: {self}")
+        if (
+            self.size < 1
+            or self.margin < 0
+            or len(self.mean) != 3
+            or len(self.std) != 3
+            or min(self.std) <= 0
+        ):
+            raise OptionsError(
+                f"size must be at least 1, margin 0, mean and std three values, std above 0: {self}"
+            )
         if self.resample not in _RESAMPLE:
             raise OptionsError(f"resample must be one of {', '.join(_RESAMPLE)}, not {self.resample!r}")
 
@@ -63,6 +73,11 @@ class ImageProcessor:
             return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the image processor's configuration does not fit: {error}") from error
+
+    @property
+    def shown(self) -> int:
+        """Side of the square that the whole photo is squashed to, in pixels."""
+        return self.size + 2 * self.margin
 
     def to_dict(self) -> dict[str, Any]:
         """The processor as JSON-ready data."""
@@ -77,14 +92,16 @@ class ImageProcessor:
         """
         import torch
 
+        inside, size = slice(self.margin, self.margin + self.size), (self.shown, self.shown)
         if box in (None, (0, 0, *pixels.size)) and torch.backends.cpu.get_cpu_capability() in _FAST:
             # by numpy: torch would start a team of OpenMP threads for each thread that decodes
             planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-            size = (self.size, self.size)
             resize = torch.nn.functional.interpolate
-            return resize(planes[None], size, mode=self.resample, antialias=True)[0].contiguous()
-        square = pixels.resize((self.size, self.size), _RESAMPLE[self.resample], box=box)
-        return torch.from_numpy(np.array(np.asarray(square).transpose(2, 0, 1), order="C"))
+            square = resize(planes[None], size, mode=self.resample, antialias=True)[0]
+        else:
+            squashed = np.asarray(pixels.resize(size, _RESAMPLE[self.resample], box=box))
+            square = torch.from_numpy(np.array(squashed.transpose(2, 0, 1), order="C"))
+        return square[:, inside, inside].contiguous()
 
     def normalize(self, pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``(pixel_values / 255 - mean) / std`` on the tensor's own device.

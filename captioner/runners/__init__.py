@@ -7,7 +7,6 @@ Each kind of model has a runner; :class:`~captioner.captioner.Captioner` holds o
 from captioner.runners.address import Address, is_address
 from captioner.runners.base import Lacks, PreparedImage, Progress, Runner, WrittenCaption
 from captioner.runners.ours import CheckpointRunner
-from captioner.runners.quiet import quiet_transformers
 from captioner.runners.sequence import is_sequence_model, read_sequence_model
 from captioner.runners.vision_language import is_vision_language, read_vision_language
 
@@ -22,7 +21,6 @@ __all__ = [
     "is_address",
     "is_sequence_model",
     "is_vision_language",
-    "quiet_transformers",
     "read_sequence_model",
     "read_vision_language",
 ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, repeat
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class CheckpointRunner(NetworkRunner):
         super().__init__(checkpoint.model)
         self.checkpoint = checkpoint
         self.description, self.generation = checkpoint.description, checkpoint.generation
-        self.min_side = checkpoint.processor.size
+        self.min_side = checkpoint.processor.shown
         self.lacks = Lacks(stops="its captions end by themselves, with a token", instructions=UNASKED)
         if checkpoint.model.question is not None:
             self.lacks = replace(self.lacks, details=None)
@@ -124,7 +125,8 @@ class CheckpointRunner(NetworkRunner):
         if options.attention:
             shown = [hypotheses if options.hedge else hypotheses[:1] for hypotheses in found]  # hedged: any
             texts = [[hypothesis.token_ids for hypothesis in hypotheses] for hypotheses in shown]
-            maps = token_maps(self._decoder, encoded, rules.prompt_ids, texts, rules.pad_id)
+            looked = token_maps(self._decoder, encoded, rules.prompt_ids, texts, rules.pad_id)
+            maps = [[self._on_whole_photo(attention) for attention in of_image] for of_image in looked]
         prompt, tags = prompt_of(self._tokenizer, rules), self.checkpoint.model.tag_scores(encoded)
         return [
             [
@@ -133,3 +135,9 @@ class CheckpointRunner(NetworkRunner):
             ]
             for hypotheses, of_image, said in zip(found, maps, tags, strict=True)
         ]
+
+    def _on_whole_photo(self, attention: Tensor) -> Tensor:
+        """A map ``(tokens, h, w)`` of the middle of a photo, with cells of no weight where it was cut off."""
+        processor = self.checkpoint.processor
+        cells = processor.margin * attention.shape[-1] // processor.size  # the converter takes whole ones
+        return F.pad(attention, (cells,) * 4) if cells else attention

@@ -18,9 +18,9 @@ from torch import Tensor
 from captioner.convert.files import generation_defaults, read_json, read_tokenizer, weight_files
 from captioner.generation import DecodeRules, SearchOptions
 from captioner.image import ImageProcessor, PixelBox
+from captioner.quiet import quiet_transformers
 from captioner.runners.base import UNASKED, Lacks, PreparedImage, WrittenCaption
 from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
-from captioner.runners.quiet import quiet_transformers
 from captioner.runners.search import Task, search
 from captioner.runners.text import normalized, prompt_of, stops_at, written
 

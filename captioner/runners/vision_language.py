@@ -22,12 +22,12 @@ from captioner.convert.files import read_json, weight_files
 from captioner.errors import CheckpointError, DeviceError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.image import PixelBox
+from captioner.quiet import quiet_transformers
 from captioner.runners.base import Lacks, PreparedImage, WrittenCaption
 from captioner.runners.grid import no_grid, photo_grids, photo_places, untiled
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
 from captioner.runners.int4 import check_int4, how_to_load, lay_out
 from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
-from captioner.runners.quiet import quiet_transformers
 from captioner.runners.search import Task, force, search
 from captioner.runners.text import prompt_of, stops_at, written
 from captioner.runners.watch import eager_view, recorded
