@@ -18,8 +18,8 @@ from torch import Tensor, nn
 __all__ = ["Linear", "PackedWeights", "linear", "runs_plain_inference"]
 
 PACKED_SIZE = 2_000_000
-"""Weights of at most so many numbers are laid out for oneDNN once, which costs their memory again. With a few
-rows that saves a third of the time; products with larger weights hardly gain.
+"""Layers of at most so many weights have them laid out for oneDNN once, which costs their memory again. With
+a few rows that saves a third of the time. BLIP's larger layers would make a step 7 % faster, for 450 MB.
 """
 
 
@@ -74,12 +74,12 @@ def linear(
         x: the rows.
         weight: the layer's.
         bias: likewise.
-        packed: where the layer keeps its weights as oneDNN wants them.
+        packed: where weights are kept as oneDNN wants them; None to lay them out each time.
     """
     if not runs_plain_inference(x, weight) or not _has_operator(x.dtype):
         return F.linear(x, weight, bias)
     onednn = torch.ops.mkldnn
-    if packed is not None and weight.numel() <= PACKED_SIZE:
+    if packed is not None:
         weight = packed.get(weight, None, lambda: onednn._reorder_linear_weight(weight.detach(), 32))
     out: Tensor = onednn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
@@ -93,4 +93,5 @@ class Linear(nn.Linear):
         self._packed = PackedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, packed=self._packed)
+        packed = self._packed if self.weight.numel() <= PACKED_SIZE else None
+        return linear(x, self.weight, self.bias, packed=packed)
