@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tiny import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -229,3 +230,55 @@ def save_florence2(
     images.image_seq_length = 17  # the 4 × 4 grid and its mean
     Florence2Processor(images, tokenizer).save_pretrained(directory)
     return model
+
+
+def save_florence2_of_microsoft(directory: Path, *, seed: int = 0) -> None:
+    """The same in the layout of those whose code is in their repository."""
+    model = save_florence2(directory, seed=seed)
+    tower = [
+        (".conv.", ".proj."),
+        (".conv1.", ".conv1.fn.dw."),
+        (".conv2.", ".conv2.fn.dw."),
+        (".window_attn.", ".window_attn.fn."),
+        (".channel_attn.", ".channel_attn.fn."),
+        (".ffn.", ".ffn.fn.net."),
+        ("spatial_block.norm1.", "spatial_block.window_attn.norm."),
+        ("channel_block.norm1.", "channel_block.channel_attn.norm."),
+        (".norm2.", ".ffn.norm."),
+    ]
+    others = [
+        ("model.multi_modal_projector.image_position_embed.", "image_pos_embed."),
+        ("model.multi_modal_projector.", ""),
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("lm_head.", "language_model.lm_head."),
+    ]
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        for theirs, own in [*others, *(tower if ".vision_tower." in name else [])]:
+            name = name.replace(theirs, own, 1)
+        projects = name == "image_projection.weight"
+        tensors["image_projection" if projects else name] = (tensor.T if projects else tensor).clone()
+    words = len(tensors["language_model.lm_head.weight"])
+    tensors["language_model.final_logits_bias"] = torch.zeros(1, words)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors"
+    )
+    config = json.loads((directory / "config.json").read_text())
+    vision, text = config["vision_config"], config["text_config"]
+    vision |= {
+        "model_type": "davit",
+        "dim_embed": vision.pop("embed_dim"),
+        "image_pos_embed": {
+            "type": "learned_abs_2d",
+            "max_pos_embeddings": vision.pop("max_position_embeddings"),
+        },
+        "visual_temporal_embedding": {
+            "type": "COSINE",
+            "max_temporal_embeddings": vision.pop("max_temporal_embeddings"),
+        },
+        "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
+    }
+    text["model_type"] = "florence2_language"
+    own = {"auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"}, "projection_dim": 16}
+    (directory / "config.json").write_text(json.dumps({**config, **own}))

@@ -292,6 +292,35 @@ def test_the_word_embedding_may_stand_under_any_of_its_names(both: Both, copy: s
         read_hugging_face(tmp_path)
 
 
+def test_microsofts_own_layout_is_read_without_its_code(both: Both, tmp_path: Path):
+    theirs = huggingface.save_florence2(tmp_path / "theirs")
+    folder = tmp_path / "microsoft"
+    huggingface.save_florence2_of_microsoft(folder)
+    names = set(load_file(folder / "model.safetensors"))
+    assert not names & set(load_file(tmp_path / "theirs" / "model.safetensors"))
+    expected = read_hugging_face(tmp_path / "theirs").model.state_dict()
+    found = read_hugging_face(folder).model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    own, options = captioner.load(folder, device="cpu"), GenerationOptions(detail="full", max_length=9)
+    assert own.default_options == both.ours.default_options
+    ours = captioner.load(tmp_path / "theirs", device="cpu")
+    assert own.caption(PHOTOS, options)[0].words == ours.caption(PHOTOS, options)[0].words
+    assert theirs is not None
+
+
+def test_what_microsofts_layout_can_have_and_nothing_reads_is_refused(tmp_path: Path):
+    huggingface.save_florence2_of_microsoft(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["language_model.final_logits_bias"] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="final_logits_bias is not zero"):
+        read_hugging_face(tmp_path)
+    change(tmp_path, "config.json", "vision_config", image_feature_source=["last_frame"])
+    with pytest.raises(CheckpointError, match="made of \\['last_frame'\\]"):
+        read_hugging_face(tmp_path)
+
+
 def change(folder: Path, file: str, part: str | None = None, **values: Any) -> None:
     data = json.loads((folder / file).read_text())
     (data[part] if part else data).update(values)
@@ -299,10 +328,6 @@ def change(folder: Path, file: str, part: str | None = None, **values: Any) -> N
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "the layout of other code": (
-        {"file": "config.json", "part": "text_config", "model_type": "florence2_language"},
-        "never run: florence-community/Florence-2-base",
-    ),
     "another activation": (
         {"file": "config.json", "part": "text_config", "activation_function": "tanh"},
         "'tanh'.*Supported",

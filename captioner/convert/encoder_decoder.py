@@ -6,6 +6,7 @@ ViT and DeiT run on our own layers, BEiT and Swin as networks of `transformers`;
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from captioner.model import ModelConfig
 from captioner.quiet import quiet_transformers
 from captioner.vision import BackboneConfig, library_encoder
 
-__all__ = ["encoder_decoder_shape", "in_library", "vit"]
+__all__ = ["encoder_decoder_shape", "vit"]
 
 ENCODER = "encoder."
 
@@ -60,17 +61,19 @@ def encoder_decoder_shape(raw: Mapping[str, Any], generation: Mapping[str, Any])
     start = token_id("bos_token_id") if start is None else start
     if start is None or eos is None:
         raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
+    backbone = _encoder(config.encoder)
     return Shape(
-        model=ModelConfig(backbone=_encoder(config.encoder), regions=None, decoder=decoder),
+        model=ModelConfig(backbone=backbone, regions=None, decoder=decoder),
         names=encoder_decoder_names(*kinds, padding_id=decoder.padding_id),
         start_ids=(start,),
         eos_id=eos,
         pad_id=eos if pad is None else pad,
         image=IMAGES[kinds[0]],
+        renamed=partial(_in_library, backbone=backbone) if backbone.kind == "transformers" else dict,
     )
 
 
-def in_library(tensors: Mapping[str, Tensor], backbone: BackboneConfig) -> dict[str, Tensor]:
+def _in_library(tensors: Mapping[str, Tensor], backbone: BackboneConfig) -> dict[str, Tensor]:
     """The tensors on disk, those of the encoder by the names that the network of `transformers` has for them.
 
     Between its versions, these names change.

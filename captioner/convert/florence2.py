@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from captioner.convert.florence2_layout import has_own_layout, library_settings, library_tensors
 from captioner.convert.shape import Shape, activation, library_config, one_id
 from captioner.convert.tensors import FLORENCE2
 from captioner.decoder import DecoderConfig
@@ -42,12 +43,8 @@ def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image
     """
     from transformers import Florence2Config
 
-    if raw["text_config"].get("model_type", "bart") != "bart":
-        raise CheckpointError(
-            "its weights are laid out for code of its own repository, which is never run: "
-            "florence-community/Florence-2-base and -large on the hub have the same weights in the layout of "
-            "`transformers`"
-        )
+    own_layout = has_own_layout(raw)
+    raw = library_settings(raw) if own_layout else raw
     config: Any = Florence2Config.from_dict(dict(raw))
     text, vision = config.text_config, config.vision_config
     if vision.projection_dim != text.d_model:
@@ -94,8 +91,10 @@ def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image
 
     def token_id(name: str) -> int | None:
         # where there is a file for generation, nothing is forced that it does not name
-        others = [] if name.startswith("forced") and generation else [getattr(text, name, None)]
-        return one_id(name, generation.get(name), *others)
+        others = raw["text_config"].get(name), getattr(text, name, None)
+        return one_id(
+            name, generation.get(name), *(() if name.startswith("forced") and generation else others)
+        )
 
     names = ("decoder_start", "bos", "eos", "pad", "forced_bos", "forced_eos")
     start, bos, eos, pad, first, last = (token_id(f"{name}_token_id") for name in names)
@@ -117,6 +116,7 @@ def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image
             "detail": next(iter(QUESTIONS)),
             "max_length": min(LONGEST, text.max_position_embeddings),
         },
+        renamed=library_tensors if own_layout else dict,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
-from captioner.convert.encoder_decoder import encoder_decoder_shape, in_library, vit
+from captioner.convert.encoder_decoder import encoder_decoder_shape, vit
 from captioner.convert.files import (
     fetch,
     generation_defaults,
@@ -98,9 +98,8 @@ def read_hugging_face(directory: Path, *, name: str | None = None) -> Checkpoint
     with _refusing(directory, name):
         model = model_without_weights(config)
     tensors = read_tensors(directory)
-    if raw["model_type"] == "vision-encoder-decoder" and config.backbone.kind == "transformers":
-        with _refusing(directory, name):
-            tensors = in_library(tensors, config.backbone)
+    with _refusing(directory, name):
+        tensors = shape.renamed(tensors)
     tensors = our_tensors(tensors, shape.names, config)
     check_tensors(directory, model.state_dict(), tensors)
     model.load_state_dict(tensors, assign=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from captioner.decoder import Activation
 from captioner.errors import CheckpointError
@@ -38,6 +40,7 @@ class Shape:
         forced_end: likewise.
         questions: by the name of each detail, the text that its encoder is asked.
         generation: settings of generation where its own file has none.
+        renamed: the tensors on disk by the names of `transformers`.
     """
 
     model: ModelConfig
@@ -50,6 +53,7 @@ class Shape:
     forced_end: int | None = None
     questions: Mapping[str, str] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 def activation(name: str, where: str) -> Activation:
