@@ -113,7 +113,7 @@ class ActivationCache:
         self.folder.mkdir(parents=True, exist_ok=True)
 
         def read(file: Path) -> Tensor:
-            photo = decode_image(file, min_side=processor.size)
+            photo = decode_image(file, min_side=processor.shown)
             return processor(
                 augment(photo.pixels, view=view, seed=file.name, smallest_crop=self.smallest_crop)
             )

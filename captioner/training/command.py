@@ -143,7 +143,6 @@ def train(
     from captioner.training.text import read_texts
     from captioner.training.train import train as run
 
-    keep_freed_memory(all_of_it=True)
     tuned = init is not None
     main = _photos("main", images, train)
     per_batch = photos or min(8 if tuned else 20, len(main.coco.images))
@@ -160,12 +159,12 @@ def train(
             sets, texts, backbone, description, word_tags, width=width, layers=layers, dropout=dropout
         )
     else:
-        for name, value in {"backbone": backbone, "width": width, "layers": layers}.items():
-            if value is not None:
-                raise OptionsError(f"--{name} is for a new model, but --init names one: leave out either")
+        _refuse_with_init(backbone=backbone, width=width, layers=layers)
         checkpoint = finished_checkpoint(init, description=description, dropout=dropout)
         _tell_of_unknown_words(checkpoint, sets, init)
     checkpoint.model.to(resolve_device(device))
+    earlier = None if word_tags_from is None else finished_checkpoint(word_tags_from)
+    keep_freed_memory(all_of_it=True)  # after models were loaded, which asks for less
     with Bar() as bar:
         kept = run(
             checkpoint,
@@ -174,7 +173,7 @@ def train(
             output,
             options=options,
             texts=texts,
-            word_tags_from=None if word_tags_from is None else finished_checkpoint(word_tags_from),
+            word_tags_from=earlier,
             is_finished=tuned,
             fit_word_tags=word_tags or not tuned,
             report=bar.report,
@@ -184,7 +183,7 @@ def train(
         complain(f"no epoch was better than {init} as it was, and that is what {output} holds")
     if checkpoint.calibration is not None:
         complain(
-            f"the calibration of {init} does not hold for {output}, whose confidences are uncalibrated: "
+            f"the calibration of {init} was dropped, since it does not hold for other weights: "
             f"run captioner calibrate --model {output}"
         )
 
@@ -214,6 +213,13 @@ def _new(
         texts=texts,
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
+
+
+def _refuse_with_init(**given: object) -> None:
+    """Raise OptionsError for an option that is about a new model."""
+    for name, value in given.items():
+        if value is not None:
+            raise OptionsError(f"--{name} is for a new model, but --init names one: leave out either")
 
 
 def _tell_of_unknown_words(checkpoint: Checkpoint, sets: Sequence[TrainingSet], name: str) -> None:

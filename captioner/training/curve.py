@@ -14,7 +14,7 @@ def plot_curve(output: Path) -> Path:
     from matplotlib.figure import Figure
 
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    first = [record for record in records if record["phase"] != "scst"]
+    first = [record for record in records if record["phase"] not in ("start", "scst")]
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     scores, *losses = figure.subplots(1, 2 if first else 1, squeeze=False)[0]

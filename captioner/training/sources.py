@@ -119,10 +119,12 @@ class Sources:
     def check(self, word_tags_from: Checkpoint | None, *, fits: bool = False) -> None:
         """Raise DataError or OptionsError for what would fail later on.
 
-        ``fits`` says that the word head is all that need be fitted.
+        ``fits`` says that the word head of a finished model is to be fitted, which may be all there is to do.
         """
         options = self.options
-        if not options.all_epochs and not (fits and self.has_word_head):
+        if fits and not self.has_word_head:
+            raise OptionsError("this model has no word tags to fit: leave --word-tags out")
+        if not options.all_epochs and not fits:
             raise OptionsError("there is nothing to train: give --epochs or --scst-epochs")
         self._check_parts()
         if options.consensus:
@@ -133,7 +135,9 @@ class Sources:
                 "word tags are made of the backbone's features, which are to stay: add --backbone-rate 0"
             )
         if self.texts and not self.has_word_head:
-            raise OptionsError("captions without photos are learned from word tags: add --word-tags")
+            raise OptionsError(
+                "captions without photos are learned from word tags: add --word-tags, or leave --text out"
+            )
         if word_tags_from is not None and not self.has_word_head:
             raise OptionsError("--word-tags-from is for models with word tags: add --word-tags")
         if options.text_epochs and not self.texts:
@@ -174,8 +178,8 @@ class Sources:
         encoder = digest(fixed, checkpoint.processor.to_dict(), stages, crop)
         caches = []
         for part in self.parts:
-            files = part.source.files()
-            photos = [(file.name, file.stat().st_size) for file in files]
+            names = [image.file_name for image in part.source.coco.images]
+            photos = list(zip(names, [file.stat().st_size for file in part.source.files()], strict=True))
             folder = self.output / "activations" / digest((), encoder, photos)[:16]
             views = min(part.views, most or part.views)
             caches.append(ActivationCache(folder, part.source.name, views, shades, crop))
