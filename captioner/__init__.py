@@ -18,7 +18,7 @@ from captioner.errors import (
     RemoteError,
     RemoteUnavailableError,
 )
-from captioner.load import ModelInfo, is_out_of_memory, list_models, load
+from captioner.load import ModelInfo, NamedModel, is_out_of_memory, list_models, load, named_models
 from captioner.options import GenerationOptions, SearchOptions
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = [
     "ImageSizeError",
     "ImageTypeError",
     "ModelInfo",
+    "NamedModel",
     "OptionsError",
     "PartialError",
     "PreparedImage",
@@ -49,6 +50,7 @@ __all__ = [
     "is_out_of_memory",
     "list_models",
     "load",
+    "named_models",
 ]
 
 

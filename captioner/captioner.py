@@ -82,6 +82,11 @@ class Captioner:
         return self._runner.sends_photos_to
 
     @property
+    def parallel(self) -> int:
+        """How many calls at a time are of use: more than one where a server computes."""
+        return self._runner.parallel
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """The number type it computes in; None where it runs on a server."""
         return self._runner.dtype
@@ -90,6 +95,11 @@ class Captioner:
     def parameters(self) -> int | None:
         """How many weights the model has; None where it runs on a server."""
         return self._runner.parameters
+
+    @property
+    def weight_bytes(self) -> int:
+        """The memory that its weights take in this process."""
+        return self._runner.weight_bytes
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to a device and a number type; nothing may be using it."""
@@ -235,6 +245,8 @@ class Captioner:
             raise OptionsError(f"{self.name} takes no seed, since {self.lacks.seeds}: leave it out")
         if options.stop and self.lacks.stops:
             raise OptionsError(f"{self.name} takes no stop texts: {self.lacks.stops}; leave them out")
+        if options.json_schema and self.lacks.schemas:
+            raise OptionsError(f"{self.name} gives no answers in JSON: {self.lacks.schemas}")
         if options.instruction and self.lacks.instructions:
             raise OptionsError(
                 f"{self.name} cannot be asked: {self.lacks.instructions}; leave out instruction"

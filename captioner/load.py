@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.errors import CheckpointError, DeviceError
+from captioner.errors import CheckpointError, DeviceError, OptionsError
 
 if TYPE_CHECKING:
     import torch
 
     from captioner.captioner import Captioner
 
-__all__ = ["ModelInfo", "is_out_of_memory", "list_models", "load", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "ModelInfo",
+    "NamedModel",
+    "is_out_of_memory",
+    "list_models",
+    "load",
+    "model_name",
+    "named_models",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
+OWN_NAME = re.compile(r"(?![A-Za-z]+://)(\w[\w.:@/+-]*)=(.+)")
+"""A name that somebody gives to a model, and the model; an address may have such a sign in it, too."""
 DTYPES = ("float32", "float16", "bfloat16")
 INT4 = "int4"
 
@@ -73,6 +86,71 @@ def model_directory(name_or_path: str) -> Path:
     return paths.get(name_or_path, Path(name_or_path))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """One of several models, before it is loaded.
+
+    Attributes:
+        name: what it is called among them.
+        place: what to give to :func:`load`.
+        sends_photos_to: the server that photos are sent to; None where none are.
+    """
+
+    name: str
+    place: str
+    sends_photos_to: str | None = None
+
+
+def named_models(texts: Iterable[str]) -> tuple[NamedModel, ...]:
+    """Several models to choose from by name; nothing is loaded, and no server is asked.
+
+    Args:
+        texts: each what :func:`load` takes, whose name is then :func:`model_name`; or with a name of its own
+            before it, as in ``blip=Salesforce/blip-image-captioning-large``.
+
+    Raises:
+        CheckpointError: see :func:`model_name`.
+        OptionsError: two have the same name.
+    """
+    from captioner.runners import Address, is_address
+
+    found: dict[str, NamedModel] = {}
+    for text in texts:
+        given = OWN_NAME.fullmatch(text)
+        place = given[2] if given else text
+        usual = model_name(place)
+        name = given[1] if given else usual
+        if name in found:
+            raise OptionsError(f"two models are called {name!r}: give one another name, as in other={place}")
+        host = Address.parse(place).host if is_address(place) else None
+        found[name] = NamedModel(name=name, place=place, sends_photos_to=host)
+    return tuple(found.values())
+
+
+def model_name(name_or_path: str | os.PathLike[str]) -> str:
+    """What :func:`load` calls a model; nothing is loaded, and no server is asked.
+
+    Raises:
+        CheckpointError: there is no such model on this machine, and it cannot be one of the hub or a server.
+    """
+    from captioner.runners import Address, is_address
+
+    name = os.fspath(name_or_path)
+    if is_address(name):
+        return Address.parse(name).model
+    directory = model_directory(name)
+    if directory.is_dir():
+        return directory.resolve().name
+    # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
+    if not re.fullmatch(HUB_NAME, name) or directory.parent.is_dir():
+        known = ", ".join(model.name for model in list_models()) or "none found"
+        raise CheckpointError(
+            f"no model {name!r}: give a checkpoint directory, a model of the Hugging Face hub as owner/name, "
+            f"or one of these names: {known}"
+        )
+    return name
+
+
 def load(
     name_or_path: str | os.PathLike[str] = "default", *, device: str = "auto", dtype: str = "auto"
 ) -> Captioner:
@@ -112,33 +190,22 @@ def load(
         read_vision_language,
     )
 
-    name = os.fspath(name_or_path)
-    if is_address(name):
+    place, name = os.fspath(name_or_path), model_name(name_or_path)
+    if is_address(place):
         from captioner.runners.remote import RemoteRunner
 
-        address = Address.parse(name)
-        return Captioner(RemoteRunner(address), name=address.model)
+        return Captioner(RemoteRunner(Address.parse(place)), name=name)
     on = resolve_device(device)
     if on.type == "cpu":
         keep_freed_memory()
     if dtype != INT4:
         resolve_dtype(dtype, on)  # an unknown one is refused before anything is fetched
-    directory = model_directory(name)
-    if directory.is_dir() and not is_hugging_face(directory):
+    directory = model_directory(place)
+    if not directory.is_dir():
+        directory = fetch(place)
+    elif not is_hugging_face(directory):
         number = resolve_dtype(dtype, on)
-        runner = CheckpointRunner(load_checkpoint(directory, device=on, dtype=number))
-        return Captioner(runner, name=directory.resolve().name)
-    # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
-    if not directory.is_dir() and (not re.fullmatch(HUB_NAME, name) or directory.parent.is_dir()):
-        known = ", ".join(model.name for model in list_models()) or "none found"
-        raise CheckpointError(
-            f"no model {name!r}: give a checkpoint directory, a model of the Hugging Face hub as owner/name, "
-            f"or one of these names: {known}"
-        )
-    if directory.is_dir():
-        name = directory.resolve().name
-    else:
-        directory = fetch(name)
+        return Captioner(CheckpointRunner(load_checkpoint(directory, device=on, dtype=number)), name=name)
     if not is_sequence_model(directory) and is_vision_language(directory):
         int4 = dtype == INT4
         number = resolve_dtype("auto" if int4 else dtype, on)

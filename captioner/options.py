@@ -7,6 +7,7 @@ which every search goes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -77,6 +78,7 @@ class SearchOptions:
     early_stopping: bool = False
     min_confidence: float = 0.0
     hedge: bool = False
+    json_schema: str = ""
 
     def __post_init__(self) -> None:
         values = asdict(self)
@@ -121,6 +123,7 @@ class GenerationOptions:
         min_confidence: 0…1; a caption of less confidence is marked as uncertain.
         hedge: shorten such a caption to a phrase of at least this confidence, and at least 0.5, if it holds
             one. Without min_confidence, all captions below 0.5. A caption with a prompt stays whole.
+        json_schema: the JSON schema of the answer, as a text; for models on a server.
 
     Raises:
         OptionsError: a value is out of range or contradicts another one that is given.
@@ -147,6 +150,7 @@ class GenerationOptions:
     early_stopping: bool | None = None
     min_confidence: float | None = None
     hedge: bool | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         _check(self.given())
@@ -189,6 +193,8 @@ def _check(values: Mapping[str, Any]) -> None:
     """Raise OptionsError for what is wrong with options by name, as far as that can be known from them."""
     for name, value in values.items():
         _check_value(name, value)
+    if values.get("json_schema") and values.get("hedge"):
+        raise OptionsError("hedge cannot shorten an answer in JSON: leave out hedge or json_schema")
     low, high = values.get("min_length"), values.get("max_length")
     if low is not None and high is not None and low > high:
         raise OptionsError(
@@ -226,11 +232,24 @@ def _check_value(name: str, value: object) -> None:
     elif name == "detail":
         if value not in ("", *DETAILS):
             raise OptionsError(f"detail must be brief, detailed or full, not {value!r}")
+    elif name == "json_schema":
+        _check_schema(value)
     elif name == "stop":
         if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
             raise OptionsError(f"stop must be a tuple of texts, none of them empty, not {value!r}")
     elif not isinstance(value, tuple) or not all(isinstance(word, str) and word.strip() for word in value):
         raise OptionsError(f"bad_words must be a tuple of words, none of them empty, not {value!r}")
+
+
+def _check_schema(value: object) -> None:
+    if value == "":
+        return
+    try:
+        schema = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise OptionsError(f"json_schema must be a JSON object as a text, not {str(value)[:40]!r}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int) -> None:

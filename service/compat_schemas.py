@@ -10,7 +10,7 @@ from service.schemas import EXAMPLE_PNG, AlternativeOut, CaptionOptions, as_url
 
 __all__ = ["ChatCompletion", "ChatRequest", "GeneratedText", "InferenceRequest"]
 
-UNSUPPORTED = {"tools", "functions", "audio", "response_format", "logprobs"}
+UNSUPPORTED = {"tools", "functions", "audio", "logprobs"}
 """Fields whose answer a client would wait for in vain."""
 
 
@@ -79,11 +79,30 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class NamedSchema(BaseModel):
+    """A JSON schema; its name and strictness have no effect."""
+
+    schema_: dict[str, Any] = Field({}, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """In which form to answer."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: NamedSchema | None = None
+
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema of the answer; None for a text."""
+        if self.type == "text":
+            return None
+        named = self.json_schema if self.type == "json_schema" else None
+        return (named and named.schema_) or {"type": "object"}
+
+
 class ChatRequest(BaseModel):
     """A chat with a photo in it.
 
-    OpenAI's other fields are taken and have no effect, unless they ask for tools, audio, log-probs or a form
-    of answer that a caption cannot have.
+    OpenAI's other fields are taken and have no effect, unless they ask for tools, audio or log-probs.
     """
 
     model_config = ConfigDict(
@@ -108,7 +127,7 @@ class ChatRequest(BaseModel):
         }
     )
 
-    model: str = Field("default", description="A name of `/v1/models`, or `default`.")
+    model: str = Field("", description="A name of `/v1/models`; left out, the first.")
     messages: list[ChatMessage] = Field(min_length=1, description="The last photo in them is captioned.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -125,6 +144,10 @@ class ChatRequest(BaseModel):
     )
     seed: int | None = Field(None, description="The same seed gives the same captions.")
     stop: StopTexts | None = Field(None, description="The caption ends before any of these texts.")
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="JSON of a schema: any from a model that is held to it, one text from all others.",
+    )
     min_confidence: float | None = Field(
         None,
         ge=0,
@@ -140,8 +163,6 @@ class ChatRequest(BaseModel):
     def _refuse_what_cannot_be_followed(cls, data: Any) -> Any:
         if isinstance(data, dict):
             asked = {name for name in UNSUPPORTED if data.get(name)}
-            if data.get("response_format") == {"type": "text"}:
-                asked.discard("response_format")
             if asked:
                 raise ValueError(f"a captioning model cannot follow {', '.join(sorted(asked))}: leave it out")
         return data

@@ -15,7 +15,7 @@ status means
 429    too many photos are being worked on; Retry-After says when to come back
 500    the model failed, or the server has a bug
 502    the server that the model runs on failed on this photo
-503    not ready yet, shutting down, or too slow; Retry-After likewise
+503    not ready yet, shutting down, or too slow, or a model cannot be loaded; Retry-After likewise
 ====== ==============================================================
 """
 
@@ -39,12 +39,15 @@ from captioner import (
     RemoteError,
     RemoteUnavailableError,
 )
-from service.engine import DeadlineError, InferenceError, NotReadyError, QueueFullError
+from service.engine import DeadlineError, NotReadyError, QueueFullError
+from service.models import LoadError, UnknownModelError
 from service.validation import complaints
+from service.work import InferenceError
 
 __all__ = ["Problem", "problem_of", "problem_response", "register_handlers"]
 
 EXCEPTIONS: dict[type[Exception], tuple[int, str, str]] = {
+    UnknownModelError: (404, "model", "No such model"),
     OptionsError: (400, "options", "The options cannot be followed"),
     ImageSizeError: (413, "image-size", "The photo is too large"),
     ImageTypeError: (415, "image-type", "Not a photo of a format that is read"),
@@ -54,6 +57,7 @@ EXCEPTIONS: dict[type[Exception], tuple[int, str, str]] = {
     RemoteUnavailableError: (503, "remote-unavailable", "The model's server is not available"),
     RemoteError: (502, "remote", "The model's server failed"),
     InferenceError: (500, "inference", "The model failed"),
+    LoadError: (503, "model-unavailable", "The model cannot be loaded"),
     NotReadyError: (503, "not-ready", "Not ready"),
     DeadlineError: (503, "deadline", "Too slow"),
 }

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -14,12 +14,13 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from captioner import OptionsError, SearchOptions
+from captioner import Captioner, OptionsError, SearchOptions
 from service.engine import Engine, Upload
 from service.errors import Problem
 from service.fetch import Fetcher
 from service.forms import read_form
-from service.schemas import MAX_IMAGES, CaptionOptions, CaptionsRequest, ImageRef
+from service.models import Model
+from service.schemas import MAX_IMAGES, CaptionOptions, CaptionsRequest, ChoiceOptions, ImageRef
 from service.settings import Settings
 from service.validation import shown
 
@@ -70,19 +71,9 @@ class Service:
     engine: Engine
     fetcher: Fetcher
 
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """What clients may call the model."""
-        return tuple(dict.fromkeys((self.engine.captioner.name, *self.settings.model_aliases)))
-
-    def instruction(self, text: str) -> dict[str, str]:
-        """What a client says of its photo, as an option of models that follow instructions."""
-        asked = text.strip()
-        return {} if not asked or self.engine.captioner.lacks.instructions else {"instruction": asked}
-
-    def options(self, given: CaptionOptions) -> SearchOptions:
+    def options(self, given: CaptionOptions, captioner: Captioner, *, json_schema: str = "") -> SearchOptions:
         """All options of a request; OptionsError if they cannot be followed, or ask for too many beams."""
-        options = self.engine.captioner.resolve(given.to_options())
+        options = captioner.resolve(replace(given.to_options(), json_schema=json_schema))
         most = self.settings.max_beams
         if max(options.num_beams, options.alternatives + 1) > most:
             raise OptionsError(f"this server allows {most} beams, and as many captions of a photo, at most")
@@ -116,24 +107,25 @@ async def read_json(request: Request, model: type[M]) -> M:
 
 async def read_captions_request(
     request: Request, *, max_images: int = MAX_IMAGES
-) -> tuple[Sequence[ImageIn], SearchOptions]:
-    """The photos and options of a form or a JSON body.
+) -> tuple[Model, Sequence[ImageIn], ChoiceOptions]:
+    """The model, photos and options of a form or a JSON body.
 
     Raises:
         Problem: 400 if it is not valid or has too many photos, 415 if it is neither form nor JSON.
+        UnknownModelError: there is no such model.
         OptionsError, pydantic.ValidationError: the options are not valid.
     """
     service = service_of(request)
     service.engine.check_room()
     kind = body_type(request)
-    given: CaptionOptions
+    given: ChoiceOptions
     images: Sequence[ImageIn]
     if kind == "application/json":
         body = await read_json(request, CaptionsRequest)
         given, images = body, [_text_of(image, number) for number, image in enumerate(body.images)]
     elif kind == "multipart/form-data":
         images, fields = await read_form(request)
-        given = CaptionOptions.model_validate(fields)
+        given = ChoiceOptions.model_validate(fields)
         if not images:
             raise _invalid("the form brings no photo: send it as a file called `image`")
     else:
@@ -141,7 +133,7 @@ async def read_captions_request(
     limit = min(max_images, service.engine.queue_size)
     if len(images) > limit:
         raise _invalid(f"send {limit} photos at most in a request, not {len(images)}")
-    return images, service.options(given)
+    return service.engine.models.find(given.model), images, given
 
 
 async def load_images(service: Service, images: Sequence[ImageIn]) -> list[Upload]:

@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from captioner import Alternative, Caption
+from captioner import Alternative, Caption, Captioner
 
 __all__ = ["Metrics", "count_tokens"]
 
@@ -54,26 +54,41 @@ class Metrics:
         self.queue = gauge("captioner_queue_depth", "Decoded photos that wait for a batch")
         self.streams = gauge("captioner_streams", "Captions being streamed")
         self.device_memory = gauge("captioner_device_memory_bytes", "Memory that tensors take on a GPU")
+        self.model_bytes = gauge(
+            "captioner_model_bytes", "Memory of a model's weights; 0 while it is not loaded", ["model"]
+        )
+        self.loads = Counter(
+            "captioner_model_loads", "Times that a model was loaded", ["model"], registry=registry
+        )
         self.batch_size = Histogram(
-            "captioner_batch_size", "Photos in a forward pass", buckets=SIZES, registry=registry
+            "captioner_batch_size", "Photos in a forward pass", ["model"], buckets=SIZES, registry=registry
         )
         self.batch_seconds = Histogram(
-            "captioner_batch_seconds", "Duration of a batch", buckets=SECONDS, registry=registry
+            "captioner_batch_seconds", "Duration of a batch", ["model"], buckets=SECONDS, registry=registry
         )
         self.images = Counter(
-            "captioner_images", "Photos: captioned, failed or dropped", ["outcome"], registry=registry
+            "captioner_images",
+            "Photos: captioned, failed or dropped",
+            ["outcome", "model"],
+            registry=registry,
         )
-        self.tokens = Counter("captioner_tokens", "Tokens of the best captions", registry=registry)
+        self.tokens = Counter("captioner_tokens", "Tokens of the best captions", ["model"], registry=registry)
         self.out_of_memory = Counter(
             "captioner_out_of_memory", "Batches that did not fit the device's memory", registry=registry
         )
-        for outcome in ("captioned", "failed", "dropped"):
-            self.images.labels(outcome)
 
-    def count(self, captions: Sequence[Caption], device: torch.device) -> None:
+    def expect(self, model: str) -> None:
+        """Show a model's counters from the start."""
+        for outcome in ("captioned", "failed", "dropped"):
+            self.images.labels(outcome, model)
+        for each in (self.tokens, self.batch_size, self.batch_seconds, self.loads, self.model_bytes):
+            each.labels(model)
+
+    def count(self, captions: Sequence[Caption], captioner: Captioner) -> None:
         """Count captions that were made, and look at the memory that it took."""
-        self.images.labels("captioned").inc(len(captions))
-        self.tokens.inc(sum(count_tokens(caption) for caption in captions))
+        device = captioner.device
+        self.images.labels("captioned", captioner.name).inc(len(captions))
+        self.tokens.labels(captioner.name).inc(sum(count_tokens(caption) for caption in captions))
         if device.type == "cuda":
             self.device_memory.set(torch.cuda.memory_allocated(device))
         elif device.type == "mps":

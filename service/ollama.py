@@ -7,6 +7,7 @@ the prompt as well. The forms are those of https://docs.ollama.com/api.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -18,23 +19,24 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from captioner import Caption, SearchOptions, StreamEvent
-from service.compat import certain_length
+from captioner import Caption, StreamEvent
 from service.docs import body_of, problems
 from service.errors import Problem, problem_of
 from service.inputs import ImageText, Service, read_json, service_of, until_gone
 from service.metrics import count_tokens
+from service.models import Model
 from service.ollama_schemas import (
     OllamaAnswer,
     OllamaChat,
+    OllamaFormat,
     OllamaGenerate,
     OllamaModels,
     OllamaOptions,
     OllamaRequest,
     OllamaShow,
 )
-from service.routes import BUSY, STRANGERS, caption_images, check_model, stream_image
-from service.schemas import CaptionOptions
+from service.replies import Reply
+from service.routes import BUSY, STRANGERS, caption_images, stream_image
 from service.sse import EventStream
 
 __all__ = ["router"]
@@ -69,14 +71,14 @@ class Lines(EventStream):
 )
 async def generate(request: Request) -> Response:
     """The caption of the last photo in `images`."""
-    body = await _read(request, OllamaGenerate)
+    body, model = await _read(request, OllamaGenerate)
 
     def put(text: str) -> dict[str, Any]:
         return {"response": text}
 
     if not body.images and not body.prompt:
-        return _loaded(body, put)
-    return await _answer(request, body, body.images or (), body.prompt, put)
+        return await _loaded(request, body, model, put)
+    return await _answer(request, body, model, body.images or (), body.prompt, put)
 
 
 @router.post(
@@ -88,17 +90,17 @@ async def generate(request: Request) -> Response:
 )
 async def chat(request: Request) -> Response:
     """The caption of the last photo in the messages, as the assistant's answer."""
-    body = await _read(request, OllamaChat)
+    body, model = await _read(request, OllamaChat)
 
     def put(text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}}
 
     if not body.messages:
-        return _loaded(body, put)
+        return await _loaded(request, body, model, put)
     latest = body.messages[::-1]
     images = next((message.images for message in latest if message.images), ())
     prompt = next((message.content for message in latest if message.role == "user"), "")
-    return await _answer(request, body, images, prompt, put)
+    return await _answer(request, body, model, images, prompt, put)
 
 
 @router.get(
@@ -108,16 +110,20 @@ async def chat(request: Request) -> Response:
     responses=problems(*STRANGERS, 503),
 )
 async def tags(request: Request) -> Response:
-    """The model that this server has, by each of its names."""
+    """The models that this server has, by each of their names."""
     service = service_of(request)
-    captioner = service.engine.captioner
-    about = {
-        "modified_at": _time(service.engine.started_at),
-        "size": 0,
-        "digest": hashlib.sha256(f"{captioner.name} {captioner.description}".encode()).hexdigest(),
-        "details": _details(service),
-    }
-    return JSONResponse({"models": [{"name": name, "model": name, **about} for name in service.model_names]})
+    found = [
+        {
+            "name": name,
+            "model": name,
+            "modified_at": _time(service.engine.started_at),
+            "size": model.size,
+            "digest": hashlib.sha256(f"{model.name} {model.place}".encode()).hexdigest(),
+            "details": _details(model),
+        }
+        for name, model in service.engine.models.names.items()
+    ]
+    return JSONResponse({"models": found})
 
 
 @router.post(
@@ -131,14 +137,14 @@ async def show(request: Request) -> Response:
     """What the model is and can do."""
     service = service_of(request)
     body = await read_json(request, OllamaShow)
-    check_model(service, (body.model or body.name).removesuffix(":latest"))
-    parameters = service.engine.captioner.parameters
+    model = _find(service, body.model or body.name)
+    parameters = model.about and model.about.parameters
     return JSONResponse(
         {
             "modelfile": "",
             "parameters": "",
             "template": "",
-            "details": _details(service),
+            "details": _details(model),
             "model_info": {"general.architecture": "captioner", "general.parameter_count": parameters},
             "capabilities": ["completion", "vision"],
             "modified_at": _time(service.engine.started_at),
@@ -157,88 +163,96 @@ async def get_version() -> Response:
     return JSONResponse({"version": version("captioner")})
 
 
-async def _read(request: Request, kind: type[R]) -> R:
+async def _read(request: Request, kind: type[R]) -> tuple[R, Model]:
     service = service_of(request)
     service.engine.check_room()
     body = await read_json(request, kind)
-    check_model(service, body.model.removesuffix(":latest"))
-    return body
+    return body, _find(service, body.model)
 
 
-def _loaded(body: OllamaRequest, put: Put) -> Response:
+def _find(service: Service, name: str) -> Model:
+    """The model of a name, which Ollama's clients may give a tag."""
+    models = service.engine.models
+    return models.find(name if name in models.names else name.removesuffix(":latest"))
+
+
+async def _loaded(request: Request, body: OllamaRequest, model: Model, put: Put) -> Response:
     """The answer to a request without photo and prompt, by which clients have a model loaded."""
+    service = service_of(request)
+
+    async def load() -> None:
+        async with service.engine.admit(model, 1):
+            pass
+
+    await until_gone(request, load())
     return JSONResponse({**_head(body), **put(""), "done": True, "done_reason": "load"})
 
 
 async def _answer(
-    request: Request, body: OllamaRequest, images: Sequence[str], prompt: str, put: Put
+    request: Request, body: OllamaRequest, model: Model, images: Sequence[str], prompt: str, put: Put
 ) -> Response:
     if not images:
         raise Problem(400, "chat", "The chat cannot be followed", "there is no photo: send one in images")
-    begun, service = perf_counter_ns(), service_of(request)
-    how = body.options or OllamaOptions()
-    image, options = ImageText(images[-1], "images"), _options(service, how, prompt)
+    begun, service, image = perf_counter_ns(), service_of(request), ImageText(images[-1], "images")
+    reply = _reply(body.options or OllamaOptions(), prompt, body.format)
+    options = functools.partial(reply.options, service)
     if body.stream is not False:
-        events = await stream_image(request, image, options)
-        return Lines(request, _lines(events, body, put, begun))
-    (caption,) = await until_gone(request, caption_images(service, [image], options))
-    text = caption.caption[: certain_length(caption.caption, how.stop or (), ended=True)]
-    return JSONResponse({**_head(body), **put(text), **_end(caption, begun)})
+        events = await stream_image(request, model, image, options)
+        return Lines(request, _lines(events, body, reply, put, begun))
+    (caption,) = await until_gone(request, caption_images(service, model, [image], options))
+    return JSONResponse({**_head(body), **put(reply.whole(caption)), **_end(caption, reply, begun)})
 
 
 async def _lines(
-    events: AsyncGenerator[StreamEvent], body: OllamaRequest, put: Put, begun: int
+    events: AsyncGenerator[StreamEvent], body: OllamaRequest, reply: Reply, put: Put, begun: int
 ) -> AsyncGenerator[bytes]:
-    stop = (body.options and body.options.stop) or ()
-    text, sent = "", 0
-    async with contextlib.aclosing(events):
+    async with contextlib.aclosing(reply.pieces(events)) as pieces:
         try:
-            async for event in events:
-                text += event.text
-                certain = certain_length(text, stop, ended=event.caption is not None)
-                if certain > sent:
-                    yield _line({**_head(body), **put(text[sent:certain]), "done": False})
-                    sent = certain
-                if event.caption:
-                    yield _line({**_head(body), **put(""), **_end(event.caption, begun)})
+            async for text, caption in pieces:
+                end = {"done": False} if caption is None else _end(caption, reply, begun)
+                yield _line({**_head(body), **put(text), **end})
         except Exception as error:
             yield _line({"error": problem_of(error).document["detail"]})
 
 
-def _options(service: Service, how: OllamaOptions, prompt: str) -> SearchOptions:
-    """What Ollama's options mean here. The caption's length is the model's, or less if that is asked for."""
-    longest = service.engine.captioner.default_options.max_length
-    limit = how.num_predict if how.num_predict and how.num_predict > 0 else longest
-    given: dict[str, Any] = {"max_length": min(limit, longest), **service.instruction(prompt)}
-    if how.temperature:
-        given |= {"do_sample": True, "temperature": min(100.0, max(0.01, how.temperature))}
-        if how.top_p not in (None, 1):
-            given["top_p"] = max(0.001, how.top_p)
-        given["seed"] = None if how.seed is None else how.seed % 2**63
-    return service.options(CaptionOptions(**given))
+def _reply(how: OllamaOptions, prompt: str, form: OllamaFormat) -> Reply:
+    """What Ollama's options mean here."""
+    return Reply(
+        text=prompt,
+        limit=how.num_predict if how.num_predict and how.num_predict > 0 else None,
+        samples=bool(how.temperature),
+        temperature=how.temperature,
+        top_p=how.top_p,
+        seed=how.seed,
+        stop=how.stop or (),
+        schema={"type": "object"} if form == "json" else form or None,
+        min_confidence=how.min_confidence,
+        hedge=how.hedge,
+    )
 
 
 def _head(body: OllamaRequest) -> dict[str, Any]:
     return {"model": body.model, "created_at": datetime.now(UTC).isoformat()}
 
 
-def _end(caption: Caption, begun: int) -> dict[str, Any]:
+def _end(caption: Caption, reply: Reply, begun: int) -> dict[str, Any]:
     """The last piece's counts; durations are in nanoseconds."""
     count, took = count_tokens(caption), perf_counter_ns() - begun
     return {
         "done": True,
-        "done_reason": "length" if caption.finished is False else "stop",
+        "done_reason": "length" if reply.was_cut(caption) else "stop",
         "total_duration": took,
         "load_duration": 0,
         "prompt_eval_count": 0,
         "prompt_eval_duration": 0,
         "eval_count": count,
         "eval_duration": took,
+        **reply.doubt(caption),
     }
 
 
-def _details(service: Service) -> dict[str, Any]:
-    parameters = service.engine.captioner.parameters
+def _details(model: Model) -> dict[str, Any]:
+    parameters = model.about.parameters if model.about else None
     return {
         "parent_model": "",
         "format": "safetensors",

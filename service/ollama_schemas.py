@@ -8,7 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.schemas import EXAMPLE_PNG
 
-__all__ = ["OllamaAnswer", "OllamaChat", "OllamaGenerate", "OllamaModels", "OllamaRequest", "OllamaShow"]
+__all__ = [
+    "OllamaAnswer",
+    "OllamaChat",
+    "OllamaFormat",
+    "OllamaGenerate",
+    "OllamaModels",
+    "OllamaOptions",
+    "OllamaRequest",
+    "OllamaShow",
+]
+
+
+OllamaFormat = Literal["json", ""] | dict[str, Any] | None
+"""In which form to answer: a JSON schema, any JSON, or a text."""
 
 
 class OllamaOptions(BaseModel):
@@ -21,6 +34,15 @@ class OllamaOptions(BaseModel):
     top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
     seed: int | None = Field(None, description="Draw the same again.")
     stop: list[str] | None = Field(None, max_length=16, description="A caption ends before any of these.")
+    min_confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Not Ollama's: the answer says whether the caption is less likely to be right than this.",
+    )
+    hedge: bool | None = Field(
+        None, description="Not Ollama's: shorten such a caption to what is sure; by default those below 0.5."
+    )
 
 
 class OllamaRequest(BaseModel):
@@ -29,17 +51,19 @@ class OllamaRequest(BaseModel):
     model: str = Field(description="A name of `/api/tags`, or `default`.")
     stream: bool | None = Field(None, description="Answer in pieces, a line each; true where it is left out.")
     options: OllamaOptions | None = None
+    format: OllamaFormat = Field(
+        None,
+        description="JSON of a schema: any from a model that is held to it, one text from all others.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_cannot_be_followed(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            asked = {name for name in ("format", "tools", "suffix") if data.get(name)}
+            asked = {name for name in ("tools", "suffix") if data.get(name)}
             if asked:
                 names = ", ".join(sorted(asked))
-                raise ValueError(
-                    f"a caption is a plain sentence, so {names} cannot be followed: leave it out"
-                )
+                raise ValueError(f"a captioning model cannot follow {names}: leave it out")
         return data
 
 
@@ -102,6 +126,6 @@ class OllamaAnswer(BaseModel):
 
 
 class OllamaModels(BaseModel):
-    """The names of the model that this server has."""
+    """The names of the models that this server has."""
 
     models: list[dict[str, Any]]

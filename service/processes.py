@@ -44,6 +44,7 @@ def run_processes(
         os.environ["CAPTIONER_DEVICE"] = ",".join(devices)
         os.environ["CAPTIONER_ALLOW_ANONYMOUS"] = str(settings.allow_anonymous)
         os.environ["CAPTIONER_MODEL"], os.environ["CAPTIONER_DTYPE"] = settings.model, settings.dtype
+        os.environ["CAPTIONER_MODELS"] = ",".join(settings.models)
         Multiprocess(config, [listener]).run()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncGenerator
 from time import time
 from typing import Any
@@ -10,15 +11,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from captioner import Caption, SearchOptions, StreamEvent
+from captioner import Caption, StreamEvent
 from service.docs import body_of, problems
 from service.errors import Problem, problem_of
-from service.inputs import ImageText, Service, read_json, service_of, until_gone
+from service.inputs import ImageText, read_json, service_of, until_gone
 from service.logs import REQUEST_ID
 from service.metrics import count_tokens
+from service.replies import Reply
 from service.responses_schemas import ResponseOut, ResponsesRequest
-from service.routes import BUSY, STRANGERS, caption_images, check_model, stream_image
-from service.schemas import CaptionOptions
+from service.routes import BUSY, STRANGERS, caption_images, stream_image
 from service.sse import EventStream, format_event
 
 __all__ = ["router"]
@@ -44,42 +45,44 @@ async def create_response(request: Request) -> Response:
     service = service_of(request)
     service.engine.check_room()
     body = await read_json(request, ResponsesRequest)
-    check_model(service, body.model)
-    url, text = body.last_image(), body.last_text()
+    model, url, reply = service.engine.models.find(body.model), body.last_image(), _reply(body)
     if url is None:
         detail = "there is no photo: send one as an input_image"
         raise Problem(400, "chat", "The input cannot be followed", detail)
-    image, options = ImageText(url, "image_url"), _options(service, body, text)
-    draft = _Draft(body)
+    image, options = ImageText(url, "image_url"), functools.partial(reply.options, service)
+    draft = _Draft(body, reply, model.name)
     if body.stream:
-        return EventStream(request, draft.events(await stream_image(request, image, options)))
-    (caption,) = await until_gone(request, caption_images(service, [image], options))
+        return EventStream(request, draft.events(await stream_image(request, model, image, options)))
+    (caption,) = await until_gone(request, caption_images(service, model, [image], options))
     return JSONResponse(draft.whole(caption))
 
 
-def _options(service: Service, body: ResponsesRequest, text: str) -> SearchOptions:
-    longest = service.engine.captioner.default_options.max_length
-    given: dict[str, Any] = {"max_length": min(body.max_output_tokens or longest, longest)}
-    given |= service.instruction(text or body.instructions or "")
-    if body.temperature or (body.temperature is None and body.top_p is not None):
-        given |= {"do_sample": True, "temperature": max(0.01, body.temperature or 1.0)}
-        if body.top_p not in (None, 1):
-            given["top_p"] = max(0.001, body.top_p)
-    return service.options(CaptionOptions(**given))
+def _reply(body: ResponsesRequest) -> Reply:
+    """What the fields mean here."""
+    return Reply(
+        text=body.last_text() or body.instructions or "",
+        limit=body.max_output_tokens,
+        samples=bool(body.temperature or (body.temperature is None and body.top_p is not None)),
+        temperature=body.temperature,
+        top_p=body.top_p,
+        schema=body.text.format.wanted() if body.text and body.text.format else None,
+        min_confidence=body.min_confidence,
+        hedge=body.hedge,
+    )
 
 
 class _Draft:
     """A response on its way: its ids, and the events that tell of it."""
 
-    def __init__(self, body: ResponsesRequest) -> None:
-        self.body, self.created = body, int(time())
+    def __init__(self, body: ResponsesRequest, reply: Reply, model: str) -> None:
+        self.body, self.reply, self.model, self.created = body, reply, model, int(time())
         self.id, self.item_id = f"resp_{REQUEST_ID.get()}", f"msg_{REQUEST_ID.get()}"
         self._number = 0
 
     def whole(self, caption: Caption | None = None) -> dict[str, Any]:
         """The response; without a caption, as it is before there is one."""
         count = 0 if caption is None else count_tokens(caption)
-        cut = caption is not None and caption.finished is False
+        cut = caption is not None and self.reply.was_cut(caption)
         status = "in_progress" if caption is None else "incomplete" if cut else "completed"
         usage = {
             "input_tokens": 0,
@@ -98,32 +101,33 @@ class _Draft:
             "instructions": self.body.instructions,
             "max_output_tokens": self.body.max_output_tokens,
             "metadata": self.body.metadata or {},
-            "model": self.body.model,
-            "output": [] if caption is None else [self._message(caption.caption, status)],
+            "model": self.body.model or self.model,
+            "output": [] if caption is None else [self._message(self.reply.whole(caption), status)],
             "parallel_tool_calls": False,
             "temperature": self.body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": self._text_format(),
             "tool_choice": "none",
             "tools": [],
             "top_p": self.body.top_p,
             "usage": None if caption is None else usage,
+            **({} if caption is None else self.reply.doubt(caption)),
         }
 
     async def events(self, steps: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:
         """The response as server-sent events, whose generator this closes."""
         place = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
-        async with contextlib.aclosing(steps):
+        async with contextlib.aclosing(self.reply.pieces(steps)) as pieces:
             try:
                 yield self._event("created", response=self.whole())
                 yield self._event("in_progress", response=self.whole())
                 item = {**self._message("", "in_progress"), "content": []}
                 yield self._event("output_item.added", output_index=0, item=item)
                 yield self._event("content_part.added", **place, part=_part(""))
-                async for step in steps:
-                    if step.text:
-                        yield self._event("output_text.delta", **place, delta=step.text, logprobs=[])
-                    if step.caption:
-                        text, whole = step.caption.caption, self.whole(step.caption)
+                async for piece, caption in pieces:
+                    if piece:
+                        yield self._event("output_text.delta", **place, delta=piece, logprobs=[])
+                    if caption:
+                        text, whole = self.reply.whole(caption), self.whole(caption)
                         yield self._event("output_text.done", **place, text=text, logprobs=[])
                         yield self._event("content_part.done", **place, part=_part(text))
                         yield self._event("output_item.done", output_index=0, item=whole["output"][0])
@@ -147,6 +151,12 @@ class _Draft:
         event = {"type": kind, "sequence_number": self._number, **data}
         self._number += 1
         return format_event(event, name=kind)
+
+    def _text_format(self) -> dict[str, Any]:
+        given = self.body.text and self.body.text.format
+        if given is None:
+            return {"format": {"type": "text"}}
+        return {"format": given.model_dump(by_alias=True, exclude_none=True)}
 
     def _message(self, text: str, status: str) -> dict[str, Any]:
         return {

@@ -42,6 +42,27 @@ class InputMessage(BaseModel):
         return "\n".join(part.text for part in self.content if isinstance(part, InputText))
 
 
+class TextFormat(BaseModel):
+    """In which form to answer; its name and strictness have no effect."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema of the answer; None for a text."""
+        return None if self.type == "text" else self.schema_ or {"type": "object"}
+
+
+class TextOptions(BaseModel):
+    """How the text is to be."""
+
+    format: TextFormat | None = Field(
+        None, description="JSON of a schema: any from a model that is held to it, one text from all others."
+    )
+
+
 class ResponsesRequest(BaseModel):
     """A photo, and what to write about it. OpenAI's other fields are taken and have no effect."""
 
@@ -64,7 +85,7 @@ class ResponsesRequest(BaseModel):
         }
     )
 
-    model: str = Field("default", description="A name of `/v1/models`, or `default`.")
+    model: str = Field("", description="A name of `/v1/models`; left out, the first.")
     input: str | list[InputMessage] = Field(description="The last photo in it is captioned.")
     instructions: str | None = Field(None, description="Read where the input has no text.")
     stream: bool | None = None
@@ -74,6 +95,11 @@ class ResponsesRequest(BaseModel):
     )
     top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
     metadata: dict[str, str] | None = None
+    text: TextOptions | None = None
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, description="As in `/v1/chat/completions`, and so is `hedge`."
+    )
+    hedge: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -83,12 +109,9 @@ class ResponsesRequest(BaseModel):
         asked = {
             name for name in ("tools", "previous_response_id", "conversation", "background") if data.get(name)
         }
-        form = data.get("text")
-        if isinstance(form, dict) and (form.get("format") or {}).get("type", "text") != "text":
-            asked.add("text.format")
         if asked:
             names = ", ".join(sorted(asked))
-            raise ValueError(f"a caption is a plain sentence: leave out {names}")
+            raise ValueError(f"a captioning model cannot follow {names}: leave it out")
         return data
 
     def last_image(self) -> str | None:

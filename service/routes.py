@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+import functools
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from captioner import Caption, ImageError, SearchOptions, StreamEvent
+from captioner import Caption, Captioner, ImageError, SearchOptions, StreamEvent
 from service.docs import body_of, events_of, problems
-from service.engine import NotReadyError, Upload
+from service.engine import NotReadyError, Turn, Upload
 from service.errors import Problem, problem_of
 from service.inputs import (
     ImageIn,
@@ -25,6 +26,7 @@ from service.inputs import (
     service_of,
     until_gone,
 )
+from service.models import Model
 from service.schemas import (
     CaptionOut,
     CaptionsForm,
@@ -40,7 +42,10 @@ from service.schemas import (
 )
 from service.sse import EventStream, format_event
 
-__all__ = ["BUSY", "STATIC", "STRANGERS", "caption_images", "check_model", "router", "stream_image"]
+__all__ = ["BUSY", "STATIC", "STRANGERS", "How", "caption_images", "router", "stream_image"]
+
+How = Callable[[Captioner], SearchOptions]
+"""A request's options for the model that it gets; raises OptionsError where they do not suit that."""
 
 STATIC = Path(__file__).parent / "static"
 
@@ -58,7 +63,7 @@ BUSY = (408, 413, 415, 422, 429, 500, 502, 503)
     tags=["captions"],
     summary="Caption photos",
     response_model=CaptionsOut,
-    responses=problems(400, *STRANGERS, *BUSY),
+    responses=problems(400, *STRANGERS, 404, *BUSY),
     openapi_extra=body_of({"multipart/form-data": CaptionsForm, "application/json": CaptionsRequest}),
 )
 async def create_captions(
@@ -69,14 +74,15 @@ async def create_captions(
     ] = False,
 ) -> Response:
     """A caption for each photo, in order, with the confidence of each word."""
-    images, options = await read_captions_request(request)
+    model, images, given = await read_captions_request(request)
     service = service_of(request)
+    options = functools.partial(service.options, given)
     if partial:
-        captions = await until_gone(request, caption_each(service, images, options))
+        captions = await until_gone(request, caption_each(service, model, images, options))
     else:
-        found = await until_gone(request, caption_images(service, images, options))
+        found = await until_gone(request, caption_images(service, model, images, options))
         captions = [caption.to_dict() for caption in found]
-    return JSONResponse({"model": service.engine.captioner.name, "captions": captions})
+    return JSONResponse({"model": model.name, "captions": captions})
 
 
 @router.post(
@@ -89,23 +95,24 @@ async def create_captions(
             "whole as `/v1/captions` gives it; or `error`, a problem document.",
             "content": events_of({"text": TextOut, "caption": CaptionOut, "error": ProblemOut}),
         },
-        **problems(400, *STRANGERS, *BUSY),
+        **problems(400, *STRANGERS, 404, *BUSY),
     },
     response_class=Response,
     openapi_extra=body_of({"multipart/form-data": StreamForm, "application/json": StreamRequest}),
 )
 async def stream_caption(request: Request) -> Response:
     """The words of one photo's caption as soon as they are decided, as server-sent events."""
-    (image,), options = await read_captions_request(request, max_images=1)
-    events = await stream_image(request, image, options)
+    model, (image,), given = await read_captions_request(request, max_images=1)
+    options = functools.partial(service_of(request).options, given)
+    events = await stream_image(request, model, image, options)
     return EventStream(request, _as_sse(events))
 
 
 @router.get("/v1/models", tags=["models"], response_model=ModelsOut, responses=problems(*STRANGERS, 503))
 async def list_models(request: Request) -> Response:
-    """The model that this server has, by each of its names, and its own options."""
+    """The models that this server has, by each of their names, and their own options."""
     service = service_of(request)
-    data = [_model(service, name) for name in service.model_names]
+    data = [_model(service, name, model) for name, model in service.engine.models.names.items()]
     return JSONResponse(ModelsOut(data=data).model_dump())
 
 
@@ -118,9 +125,8 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, model: str) -> Response:
     """One model by its name."""
     service = service_of(request)
-    check_model(service, model)
-    name = model if model in service.model_names else service.engine.captioner.name
-    return JSONResponse(_model(service, name).model_dump())
+    found, names = service.engine.models.find(model), service.engine.models.names
+    return JSONResponse(_model(service, model if model in names else found.name, found).model_dump())
 
 
 @router.get("/healthz", tags=["operations"], response_model=StatusOut, responses=problems(421, 503))
@@ -133,7 +139,7 @@ async def health(request: Request) -> Response:
 
 @router.get("/readyz", tags=["operations"], response_model=StatusOut, responses=problems(421, 503))
 async def ready(request: Request) -> Response:
-    """Whether photos are taken on: the model is loaded and warm, and the server is not shutting down."""
+    """Whether photos are taken on: the first model is warm, and the server is not shutting down."""
     service_of(request).engine.check_ready()
     return JSONResponse({"status": "ready"})
 
@@ -151,34 +157,38 @@ async def page() -> Response:
 
 
 async def caption_images(
-    service: Service, images: Sequence[ImageIn], options: SearchOptions
+    service: Service, model: Model, images: Sequence[ImageIn], options: How
 ) -> list[Caption]:
     """Fetch or decode what the request brought, and caption it; errors are those of both."""
-    return await service.engine.caption(await load_images(service, images), options)
+    async with service.engine.admit(model, len(images)) as turn:
+        how = options(turn.captioner)
+        return await turn.caption(await load_images(service, images), how)
 
 
 async def caption_each(
-    service: Service, images: Sequence[ImageIn], options: SearchOptions
+    service: Service, model: Model, images: Sequence[ImageIn], options: How
 ) -> list[dict[str, Any]]:
     """:func:`caption_images`, but with what is wrong in the place of a photo that cannot be used."""
     names = [image.name or f"image {number}" for number, image in enumerate(images, 1)]
-    service.engine.check_room(len(images))
 
-    async def caption(upload: Upload | Problem) -> Caption | Problem:
+    async def caption(turn: Turn, how: SearchOptions, upload: Upload | Problem) -> Caption | Problem:
         if isinstance(upload, Problem):
             return upload
         try:
-            (found,) = await service.engine.caption([upload], options)
+            (found,) = await turn.caption([upload], how)
         except ImageError as error:
             return problem_of(error)
         return found
 
-    tasks = [asyncio.create_task(caption(item)) async for item in load_each(service, images)]
-    try:
-        found = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    async with service.engine.admit(model, len(images)) as turn:
+        how = options(turn.captioner)
+        each = load_each(service, images)
+        tasks = [asyncio.create_task(caption(turn, how, item)) async for item in each]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
     return [
         _failed(name, item) if isinstance(item, Problem) else item.to_dict()
         for name, item in zip(names, found, strict=True)
@@ -186,17 +196,25 @@ async def caption_each(
 
 
 async def stream_image(
-    request: Request, image: ImageIn, options: SearchOptions
+    request: Request, model: Model, image: ImageIn, options: How
 ) -> AsyncGenerator[StreamEvent]:
     """The events of one photo's caption, once the first is there: until then, errors still have a status."""
     service = service_of(request)
 
-    async def begin() -> tuple[StreamEvent, AsyncGenerator[StreamEvent]]:
-        (upload,) = await load_images(service, [image])
-        events = service.engine.stream(upload, options)
-        return await anext(events), events
+    async def caption() -> AsyncGenerator[StreamEvent]:
+        async with service.engine.admit(model, 1) as turn:
+            how = options(turn.captioner)
+            (upload,) = await load_images(service, [image])
+            async with contextlib.aclosing(turn.stream(upload, how)) as events:
+                async for event in events:
+                    yield event
 
-    first, events = await until_gone(request, begin())
+    events = caption()
+
+    async def begin() -> StreamEvent:
+        return await anext(events)
+
+    first = await until_gone(request, begin())
 
     async def all_events() -> AsyncGenerator[StreamEvent]:
         async with contextlib.aclosing(events):
@@ -205,13 +223,6 @@ async def stream_image(
                 yield event
 
     return all_events()
-
-
-def check_model(service: Service, name: str) -> None:
-    """Raise a Problem with status 404 if another model is asked for than the one that is served."""
-    if name not in (*service.model_names, "default"):
-        detail = f"this server has {service.engine.captioner.name!r}, not {name[:100]!r}"
-        raise Problem(404, "model", "No such model", detail)
 
 
 def _failed(name: str, problem: Problem) -> dict[str, Any]:
@@ -231,19 +242,20 @@ async def _as_sse(events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[bytes]:
             yield format_event(problem_of(error).document, name="error")
 
 
-def _model(service: Service, name: str) -> ModelOut:
-    captioner = service.engine.captioner
-    lacks = captioner.lacks.to_dict()
+def _model(service: Service, name: str, model: Model) -> ModelOut:
+    about = model.about
+    lacks = about.lacks if about else {}
     return ModelOut(
         id=name,
         created=service.engine.started_at,
         owned_by="captioner",
-        description=captioner.description,
-        parameters=captioner.parameters,
-        device=None if captioner.sends_photos_to else str(captioner.device),
-        dtype=str(captioner.dtype).removeprefix("torch.") if captioner.dtype else None,
-        sends_photos_to=captioner.sends_photos_to,
-        default_options=captioner.default_options.to_dict(),
+        loaded=model.captioner is not None,
+        description=about.description if about else "",
+        parameters=about and about.parameters,
+        device=about and about.device,
+        dtype=about and about.dtype,
+        sends_photos_to=model.sends_photos_to,
+        default_options=dict(about.default_options) if about else {},
         gives={name: None if reason else True for name, reason in lacks.items()},
         reasons={name: reason for name, reason in lacks.items() if reason},
         max_beams=service.settings.max_beams,

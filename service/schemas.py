@@ -15,6 +15,7 @@ __all__ = [
     "CaptionsForm",
     "CaptionsOut",
     "CaptionsRequest",
+    "ChoiceOptions",
     "FailedOut",
     "ImageRef",
     "ModelOut",
@@ -107,6 +108,12 @@ class CaptionOptions(_Strict):
         return GenerationOptions(**given)
 
 
+class ChoiceOptions(CaptionOptions):
+    """How to caption, and by which model."""
+
+    model: str = Field("", max_length=1000, description="A name of `/v1/models`; left out, the first.")
+
+
 class ImageRef(_Strict):
     """A photo in the request itself, or elsewhere."""
 
@@ -138,7 +145,7 @@ def as_url(data: Any) -> Any:
 ImageOrText = Annotated[ImageRef, BeforeValidator(as_url, json_schema_input_type=ImageRef | str)]
 
 
-class CaptionsRequest(CaptionOptions):
+class CaptionsRequest(ChoiceOptions):
     """Photos, and how to caption them."""
 
     model_config = ConfigDict(
@@ -153,7 +160,7 @@ class StreamRequest(CaptionsRequest):
     images: list[ImageOrText] = Field(min_length=1, max_length=1)
 
 
-class CaptionsForm(CaptionOptions):
+class CaptionsForm(ChoiceOptions):
     """Photos as files of a form, and how to caption them."""
 
     image: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
@@ -163,7 +170,7 @@ class CaptionsForm(CaptionOptions):
     )
 
 
-class StreamForm(CaptionOptions):
+class StreamForm(ChoiceOptions):
     """One photo as a file of a form, and how to caption it."""
 
     image: Annotated[str, Field(json_schema_extra={"format": "binary"})]
@@ -251,7 +258,8 @@ class ModelOut(BaseModel):
     object: str = "model"
     created: int
     owned_by: str
-    description: str
+    loaded: bool = Field(description="If not, it is loaded when it is first asked for.")
+    description: str = Field(description='"" until it was loaded once, and likewise the next.')
     parameters: int | None
     device: str | None
     dtype: str | None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import uvicorn
 from pydantic import ValidationError
 
-from captioner import Captioner, OptionsError
-from service.app import create_app
+from captioner import OptionsError, named_models
+from service.app import Loader, create_app
 from service.logs import configure_logging
 from service.protocol import HeadLimitedProtocol
 from service.settings import Settings
@@ -22,24 +22,17 @@ __all__ = ["run", "uvicorn_config"]
 logger = logging.getLogger(__name__)
 
 
-class Loader(Protocol):
-    """What finds a model by name, such as :func:`captioner.load`."""
-
-    def __call__(self, name_or_path: str, /, *, device: str, dtype: str) -> Captioner:
-        """Raises CheckpointError or DeviceError."""
-
-
 def run(given: Mapping[str, Any], load: Loader) -> None:
     """Serve until SIGTERM or Ctrl-C; then answer what was accepted, and return.
 
     Args:
         given: settings that count more than those of the environment.
-        load: what finds the model.
+        load: what finds the models.
 
     Raises:
         OptionsError: the settings are not valid, or would let strangers in.
         OSError: the address cannot be listened on.
-        CaptionerError: the model cannot be loaded.
+        CaptionerError: the first model cannot be loaded, or another one cannot be one.
     """
     settings = _settings(given)
     listener = _bind(settings.host, settings.port)
@@ -47,7 +40,7 @@ def run(given: Mapping[str, Any], load: Loader) -> None:
         configure_logging(settings.log_level)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         logger.info("serving at http://%s:%d", host, listener.getsockname()[1])
-        devices = _devices(settings)
+        devices, (first, *_) = _devices(settings), named_models(settings.places)
         if len(devices) > 1:
             from service.processes import run_processes  # Windows has no locks of the kind
 
@@ -59,8 +52,9 @@ def run(given: Mapping[str, Any], load: Loader) -> None:
                 timeout_worker_healthcheck=15,  # a process that loads a model answers late
             )
             return run_processes(config, settings, devices, listener)
-        captioner = load(settings.model, device=devices[0], dtype=settings.dtype)
-        app = create_app(settings, captioner, local_only=settings.local_only)
+        settings = settings.model_copy(update={"device": devices[0]})
+        captioner = load(first.place, device=settings.device, dtype=settings.dtype)
+        app = create_app(settings, captioner, load=load, local_only=settings.local_only)
         config = uvicorn_config(app, settings)
         uvicorn.Server(config).run([listener])
 
@@ -89,7 +83,7 @@ def _devices(settings: Settings) -> Sequence[str]:
 
 def _settings(given: Mapping[str, Any]) -> Settings:
     try:
-        settings = Settings(**given)
+        settings = Settings(**({**given, "models": ()} if "model" in given else given))
     except ValidationError as error:
         found = [
             f"CAPTIONER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()

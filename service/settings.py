@@ -26,12 +26,22 @@ def _split(value: Any) -> Any:
     return [item for item in re.split(r"[,\s]+", value) if item] if isinstance(value, str) else value
 
 
+def _split_lines(value: Any) -> Any:
+    """The same for items that may have spaces in them."""
+    return (
+        [item.strip() for item in re.split(r"[,\n]", value) if item.strip()]
+        if isinstance(value, str)
+        else value
+    )
+
+
+Places = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_lines)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """Settings of one server, which serves one model on one device, or with a process on each of several.
+    """Settings of one server, which serves its models on one device, or with a process on each of several.
 
     Raises:
         pydantic.ValidationError: a value is out of range.
@@ -46,8 +56,21 @@ class Settings(BaseSettings):
         description="As `--model` takes it: a name of `captioner models`, a directory, "
         "a model of the hub or of a server",
     )
+    models: Places = Field(
+        (),
+        description="Several models in place of `CAPTIONER_MODEL`, each maybe with a name of its own: "
+        "`default,blip=Salesforce/blip-image-captioning-large`; the first is loaded at the start, the others "
+        "when they are first asked for",
+    )
+    models_memory_mb: float = Field(
+        0,
+        ge=0,
+        description="What the weights of the loaded models may take together, in 10**6 bytes; 0: no limit",
+    )
     model_aliases: Names = Field(
-        (), description="Further names of the model, for clients that always ask for a name of their own"
+        (),
+        description="Further names, for clients that always ask for a name of their own: `gpt-4o` is the "
+        "first model, `llava=blip` is another one",
     )
     device: str = Field(
         "auto",
@@ -114,6 +137,16 @@ class Settings(BaseSettings):
     def devices(self) -> tuple[str, ...]:
         """The parts of ``device``."""
         return tuple(_split(self.device)) or ("auto",)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The models, as :func:`captioner.named_models` takes them."""
+        return self.models or (self.model,)
+
+    @property
+    def models_memory_bytes(self) -> int | None:
+        """``models_memory_mb`` in bytes; None for no limit."""
+        return int(self.models_memory_mb * 1e6) or None
 
     @property
     def max_upload_bytes(self) -> int:

@@ -41,6 +41,7 @@ class ModelServer:
             ``empty``, ``endless``, ``refuse``.
         finish: why it ends an answer: ``stop`` or ``length``.
         logprobs: ``yes``, ``no`` (it tells none) or ``refuse`` (it answers 400 to who asks).
+        together: it answers none before so many requests are under way.
         bodies: of all requests, in the order they came.
         asked: how often each photo was asked for.
         answered: how often each photo was answered whole.
@@ -53,6 +54,7 @@ class ModelServer:
     key: str = ""
     retry_after: str = "0"
     delay: float = 0.0
+    together: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
     port: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
@@ -174,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
     def failed(self, fault: str | None, text: str) -> bool:
         """Do what goes wrong; whether that was the answer."""
         if fault is None or fault in ("refuse", "cut stream"):
+            self.state.together.wait(20)
             time.sleep(self.state.delay)
             return False
         if fault == "slow":

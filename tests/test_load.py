@@ -12,7 +12,7 @@ from images import draw_noise
 from tiny import tiny_captioner, tiny_checkpoint
 
 import captioner
-from captioner import CheckpointError, DeviceError, list_models
+from captioner import CheckpointError, DeviceError, NamedModel, OptionsError, list_models, named_models
 from captioner.checkpoint import save_checkpoint
 from captioner.load import resolve_device, resolve_dtype
 
@@ -157,3 +157,33 @@ def test_defaults_of_generation_that_do_not_fit_are_an_error_of_the_checkpoint(w
     checkpoint.generation["bad_words"] = ("dog",)
     save_checkpoint(checkpoint, weights / "odd")
     assert captioner.load("odd", device="cpu").default_options.bad_words == ("dog",)
+
+
+def test_several_models_have_names(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    places = [
+        "one",
+        "my=two",
+        f"{weights / 'two'}",
+        "blip=Salesforce/blip-image-captioning-large@main",
+        "microsoft/git-base",
+        "http://gpu:8000/v1#org/vlm",
+        "far=ollama://gpu#llava:7b",
+        "https://api.example.org/v1#a=b",
+    ]
+    assert [(model.name, model.place, model.sends_photos_to) for model in named_models(places)] == [
+        ("one", "one", None),
+        ("my", "two", None),
+        ("two", f"{weights / 'two'}", None),
+        ("blip", "Salesforce/blip-image-captioning-large@main", None),
+        ("microsoft/git-base", "microsoft/git-base", None),
+        ("org/vlm", "http://gpu:8000/v1#org/vlm", "gpu:8000"),
+        ("far", "ollama://gpu#llava:7b", "gpu:11434"),
+        ("a=b", "https://api.example.org/v1#a=b", "api.example.org"),
+    ]
+    assert named_models(["one"]) == (NamedModel(name="one", place="one"),)
+    assert captioner.load("one").name == "one"
+    with pytest.raises(OptionsError, match="two models are called 'two'.*other="):
+        named_models(["two", str(weights / "two")])
+    for wrong in ("three", "x=three", f"{weights}/three", "http://gpu/v1", "a=http://#x"):
+        with pytest.raises(CheckpointError):
+            named_models([wrong])

@@ -17,10 +17,20 @@ from captioner.generation import SearchOptions
 from captioner.image import PixelBox
 from captioner.tokenizer import TokenSpan
 
-__all__ = ["UNASKED", "Lacks", "NetworkRunner", "PreparedImage", "Progress", "Runner", "WrittenCaption"]
+__all__ = [
+    "PLAIN",
+    "UNASKED",
+    "Lacks",
+    "NetworkRunner",
+    "PreparedImage",
+    "Progress",
+    "Runner",
+    "WrittenCaption",
+]
 
 
 UNASKED = "it was trained to caption photos, not to follow instructions"
+PLAIN = "it writes a plain sentence"
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Lacks:
         stops: an end before the texts of ``GenerationOptions.stop``.
         instructions: captions as ``GenerationOptions.instruction`` asks for them.
         details: captions of each ``GenerationOptions.detail``; few models were trained for that.
+        schemas: answers in JSON, as ``GenerationOptions.json_schema`` wants them.
     """
 
     attention: str | None = None
@@ -64,6 +75,7 @@ class Lacks:
     stops: str | None = None
     instructions: str | None = None
     details: str | None = "it was not trained for captions of several kinds"
+    schemas: str | None = None
 
     def to_dict(self) -> dict[str, str | None]:
         """The reasons by name."""
@@ -138,12 +150,20 @@ class Runner(Protocol):
         """Where this process computes."""
 
     @property
+    def parallel(self) -> int:
+        """How many calls at a time it is made for; they are safe, but of no use, above that."""
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """In which number type; None where another computer knows."""
 
     @property
     def parameters(self) -> int | None:
         """How many weights the model has; None likewise."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """The memory that they take in this process."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to a device and a number type; nothing may be using it."""
@@ -179,6 +199,7 @@ class NetworkRunner:
     """
 
     sends_photos_to = None
+    parallel = 1
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
@@ -197,6 +218,11 @@ class NetworkRunner:
     def parameters(self) -> int:
         """How many weights it has."""
         return sum(parameter.numel() for parameter in self._network.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """The memory that they take, in however few bits each."""
+        return sum(parameter.nbytes for parameter in self._network.parameters())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move it."""

@@ -78,7 +78,7 @@ class Pace:
 
 
 class Client:
-    """Talks to one server; threads can share it.
+    """Talks to one server; threads can share it, and all their posts together are ``parallel`` at most.
 
     Args:
         address: of the server.
@@ -88,6 +88,7 @@ class Client:
     def __init__(self, address: Address, settings: RemoteSettings) -> None:
         self.address, self.settings = address, settings
         self._pace = Pace(settings.per_minute)
+        self._slots = threading.BoundedSemaphore(settings.parallel)
         self._http = httpx.Client(
             timeout=httpx.Timeout(settings.timeout_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.parallel),
@@ -112,7 +113,7 @@ class Client:
             RemoteError: it failed on this request each time.
         """
         for attempt in self._attempts(stop):
-            with attempt, self._open(path, body) as response:
+            with attempt, self._slots, self._open(path, body) as response:
                 data = _as_json(self._read(response))
                 try:
                     return read(data)

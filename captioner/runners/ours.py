@@ -17,7 +17,15 @@ from captioner.generation import Decided, DecodeRules, Hypothesis, SearchOptions
 from captioner.image import PixelBox
 from captioner.model import EncodedImages
 from captioner.recording import CudaGraphs, RecordedModel
-from captioner.runners.base import UNASKED, Lacks, NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import (
+    PLAIN,
+    UNASKED,
+    Lacks,
+    NetworkRunner,
+    PreparedImage,
+    Progress,
+    WrittenCaption,
+)
 from captioner.runners.text import decode_rules, normalized, prompt_of, written
 
 __all__ = ["CheckpointRunner"]
@@ -35,7 +43,9 @@ class CheckpointRunner(NetworkRunner):
         self.checkpoint = checkpoint
         self.description, self.generation = checkpoint.description, checkpoint.generation
         self.min_side = checkpoint.processor.shown
-        self.lacks = Lacks(stops="its captions end by themselves, with a token", instructions=UNASKED)
+        self.lacks = Lacks(
+            stops="its captions end by themselves, with a token", instructions=UNASKED, schemas=PLAIN
+        )
         if checkpoint.model.question is not None:
             self.lacks = replace(self.lacks, details=None)
         self._tokenizer, self._decoder = checkpoint.tokenizer, checkpoint.model.decoder

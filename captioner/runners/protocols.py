@@ -103,6 +103,8 @@ class OpenAIProtocol:
             "temperature": options.temperature if options.do_sample else 0,
             "logprobs": True,
         }
+        if options.json_schema:
+            body["response_format"] = _response_format(json.loads(options.json_schema))
         if options.do_sample and options.top_p < 1:
             body["top_p"] = options.top_p
         if options.do_sample and options.top_k:
@@ -176,7 +178,9 @@ class OllamaProtocol:
         if options.repetition_penalty != 1:
             search["repeat_penalty"] = options.repetition_penalty
         message = {"role": "user", "content": question.instruction, "images": [photo]}
+        form = {"format": json.loads(options.json_schema)} if options.json_schema else {}
         return {
+            **form,
             "model": question.model,
             "messages": [message],
             "stream": question.stream,
@@ -203,19 +207,28 @@ class OllamaProtocol:
         return self.read(_object(line)) if line.strip() else None
 
 
-def answer_text(text: str) -> str:
-    """The caption in an answer: on one line, without what a model thought aloud before it."""
+def answer_text(text: str, *, is_json: bool = False) -> str:
+    """The caption in an answer, without what a model thought aloud before it; a text is put on one line."""
     text = text.lstrip()
     if text.startswith("<think>"):
-        text = text.partition("</think>")[2]
-    return " ".join(text.split())
+        text = text.partition("</think>")[2].lstrip()
+    return text.rstrip() if is_json else " ".join(text.split())
 
 
-def written_answer(answer: Answer) -> WrittenCaption:
-    """An answer as a caption. Raises RemoteError where there is no text in it."""
-    text = answer_text(answer.text)
+def written_answer(answer: Answer, *, is_json: bool = False) -> WrittenCaption:
+    """An answer as a caption.
+
+    Raises:
+        RemoteError: there is no text in it, or no JSON where that was asked for and nothing cut it off.
+    """
+    text = answer_text(answer.text, is_json=is_json)
     if not text:
         raise RemoteError("the server's model answers with nothing")
+    if is_json:
+        if answer.finished is not False:
+            _object(text)
+        known = None if answer.tokens is None else [logprob for _, logprob in answer.tokens]
+        return WrittenCaption(text, known, (), finished=answer.finished)
     if answer.tokens is None:
         words = [TokenSpan(word, 0, 0) for word in text.split()]
         return WrittenCaption(text, None, words, finished=answer.finished)
@@ -253,6 +266,28 @@ def _tokens(items: Any) -> tuple[tuple[bytes, float], ...] | None:
         data, logprob = item.get("bytes"), min(0.0, float(item["logprob"]))
         found.append((bytes(data) if data is not None else str(item["token"]).encode(), logprob))
     return tuple(found)
+
+
+def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's form of a schema; strict, so that it is followed, where OpenAI itself would take that."""
+    if schema == {"type": "object"}:
+        return {"type": "json_object"}
+    named = {"name": "answer", "schema": schema, "strict": _may_be_strict(schema)}
+    return {"type": "json_schema", "json_schema": named}
+
+
+def _may_be_strict(schema: Any) -> bool:
+    """Whether all objects of a schema need all their properties and have no others."""
+    if isinstance(schema, list):
+        return all(map(_may_be_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    properties = schema.get("properties")
+    closed = schema.get("type") != "object" or (
+        schema.get("additionalProperties") is False
+        and set(schema.get("required", ())) == set(properties or ())
+    )
+    return closed and all(map(_may_be_strict, schema.values()))
 
 
 def _finished(reason: Any) -> bool | None:

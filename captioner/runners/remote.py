@@ -54,12 +54,13 @@ class RemoteRunner:
     device = torch.device("cpu")  # which makes JPEGs
     dtype = None
     parameters = None
+    weight_bytes = 0
 
     def __init__(self, address: Address, settings: RemoteSettings | None = None) -> None:
         self.address = address
         self.settings = settings or RemoteSettings.from_environment()
         self.min_side = self.settings.max_side
-        self.sends_photos_to = address.host
+        self.sends_photos_to, self.parallel = address.host, self.settings.parallel
         self.description = f"{address.model}, run by the server {address.host}"
         self._client = Client(address, self.settings)
         self._protocol: ServerProtocol = OpenAIProtocol() if address.kind == "openai" else OllamaProtocol()
@@ -122,6 +123,7 @@ class RemoteRunner:
 
     def _progress(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
         text, tokens, ended, finished = "", list[tuple[bytes, float]](), False, None
+        is_json = bool(options.json_schema)
         for line in self._client.lines(self._protocol.path, self._body(image, options, 0, stream=True)):
             piece = self._protocol.read_line(line)
             if piece is None:
@@ -130,10 +132,11 @@ class RemoteRunner:
             finished = finished if piece.finished is None else piece.finished
             tokens += piece.tokens or ()
             if piece.text:
-                yield Progress(answer_text(text))
+                yield Progress(answer_text(text, is_json=is_json))
         if not ended:
             raise RemoteError(f"{self.address.host} broke off before the caption was whole")
-        first = written_answer(Answer(text, tuple(tokens) or None, finished=finished))
+        answer = Answer(text, tuple(tokens) or None, finished=finished)
+        first = written_answer(answer, is_json=is_json)
         others = [
             self._ask(image, options, number, threading.Event())
             for number in range(1, 1 + options.alternatives)
@@ -143,17 +146,18 @@ class RemoteRunner:
     def _ask(
         self, image: PreparedImage, options: SearchOptions, number: int, stop: threading.Event
     ) -> WrittenCaption:
-        body = self._body(image, options, number, stream=False)
+        body, path = self._body(image, options, number, stream=False), self._protocol.path
+
+        def read(data: dict[str, Any]) -> WrittenCaption:
+            return written_answer(self._protocol.read(data), is_json=bool(options.json_schema))
+
         try:
-            return self._client.post(self._protocol.path, body, self._read, stop=stop)
+            return self._client.post(path, body, read, stop=stop)
         except RefusedError as error:
             if "logprob" not in str(error).lower() or not body.pop("logprobs", False):
                 raise
             self._wants_logprobs = False
-            return self._client.post(self._protocol.path, body, self._read, stop=stop)
-
-    def _read(self, data: dict[str, Any]) -> WrittenCaption:
-        return written_answer(self._protocol.read(data))
+            return self._client.post(path, body, read, stop=stop)
 
     def _body(
         self, image: PreparedImage, options: SearchOptions, number: int, *, stream: bool

@@ -19,7 +19,7 @@ from captioner.convert.files import generation_defaults, read_json, read_tokeniz
 from captioner.generation import DecodeRules, SearchOptions
 from captioner.image import ImageProcessor, PixelBox
 from captioner.quiet import quiet_transformers
-from captioner.runners.base import UNASKED, Lacks, PreparedImage, WrittenCaption
+from captioner.runners.base import PLAIN, UNASKED, Lacks, PreparedImage, WrittenCaption
 from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
 from captioner.runners.search import Task, search
 from captioner.runners.text import normalized, prompt_of, stops_at, written
@@ -72,6 +72,7 @@ class SequenceRunner(LibraryRunner):
     lacks = Lacks(
         attention="its decoder reads photo and text in one sequence",
         instructions=UNASKED,
+        schemas=PLAIN,
     )
     checkpoint = None
 

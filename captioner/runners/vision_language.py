@@ -137,7 +137,7 @@ class VisionLanguageRunner(LibraryRunner):
         self._view: Any = None
         self._lock = threading.Lock()
         self._untiled = untiled(processor.image_processor)
-        self.lacks = Lacks(attention=self._no_maps())
+        self.lacks = Lacks(attention=self._no_maps(), schemas="its search does not hold an answer to a schema")
 
     @property
     def parameters(self) -> int:

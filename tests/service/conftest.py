@@ -15,7 +15,7 @@ import uvicorn
 from tiny import tiny_captioner
 
 from captioner import Captioner
-from service.app import create_app
+from service.app import Loader, create_app
 from service.server import uvicorn_config
 from service.settings import Settings
 
@@ -24,11 +24,14 @@ Serve = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
 
 @contextlib.contextmanager
 def _serve(
-    captioner: Captioner | None = None, *, ready: bool = True, **settings: object
+    captioner: Captioner | None = None, *, ready: bool = True, load: Loader | None = None, **settings: object
 ) -> Iterator[httpx.Client]:
     chosen = Settings(**{"batch_window_ms": 1, **settings})
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(chosen, captioner or tiny_captioner(), local_only=chosen.local_only)
+    if load:
+        app = create_app(chosen, captioner, load=load, local_only=chosen.local_only)
+    else:
+        app = create_app(chosen, captioner or tiny_captioner(), local_only=chosen.local_only)
     config = uvicorn_config(app, chosen)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -23,7 +23,7 @@ from tiny import tiny_captioner, tiny_checkpoint
 from captioner import Caption, Captioner, GenerationOptions
 from captioner.runners import Address, CheckpointRunner
 from captioner.runners.remote import RemoteRunner
-from service.compat import certain_length
+from service.replies import certain_length
 
 
 def expected(photo: bytes, **options: Any) -> Caption:
@@ -205,7 +205,7 @@ def test_openai_key(serve, chat: list[Any]):
         ({"n": 40}, openai.BadRequestError, "16 beams"),
         ({"n": 2, "stream": True}, openai.BadRequestError, "stream"),
         ({"max_tokens": 0}, openai.BadRequestError, "max_tokens"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "plain sentence"),
         ({"logprobs": True}, openai.BadRequestError, "logprobs"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},

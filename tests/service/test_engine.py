@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,20 @@ import pytest
 from images import draw_noise, encode
 from standins import Crashing, Held, Recording, SmallMemory, names
 
-from captioner import ImageTypeError, OptionsError, PreparedImage, SearchOptions, StreamEvent
-from service.engine import DeadlineError, Engine, InferenceError, NotReadyError, QueueFullError, Upload
+from captioner import (
+    Caption,
+    Captioner,
+    ImageTypeError,
+    NamedModel,
+    OptionsError,
+    PreparedImage,
+    SearchOptions,
+    StreamEvent,
+)
+from service.engine import DeadlineError, Engine, NotReadyError, QueueFullError, Upload
 from service.metrics import Metrics
+from service.models import Models
+from service.work import InferenceError
 
 OPTIONS = SearchOptions(num_beams=2, max_length=6)
 GREEDY = SearchOptions(num_beams=1, max_length=6)
@@ -27,11 +38,30 @@ def upload(name: str = "a") -> Upload:
 
 @contextlib.asynccontextmanager
 async def running(captioner: Recording, **options: Any) -> AsyncIterator[Engine]:
-    engine = Engine(captioner, **{"batch_window": 0.05, **options})
-    engine.start()
+    engine = Engine(models_of(captioner), **{"batch_window": 0.05, **options})
+    await engine.start()
     await until(lambda: ready(engine))
     yield engine
     await engine.close()
+
+
+def models_of(captioner: Captioner) -> Models:
+    """A server's only model."""
+    return Models([NamedModel(name=captioner.name, place="here")], lambda place: captioner)
+
+
+async def caption(engine: Engine, uploads: Sequence[Upload], options: SearchOptions) -> list[Caption]:
+    async with engine.admit(engine.models.first, len(uploads)) as turn:
+        return await turn.caption(uploads, options)
+
+
+async def stream(engine: Engine, photo: Upload, options: SearchOptions) -> AsyncGenerator[StreamEvent]:
+    async with (
+        engine.admit(engine.models.first, 1) as turn,
+        contextlib.aclosing(turn.stream(photo, options)) as events,
+    ):
+        async for event in events:
+            yield event
 
 
 async def until(happened: Callable[[], bool]) -> None:
@@ -48,7 +78,10 @@ def ready(engine: Engine) -> bool:
 
 
 def images(metrics: Metrics, outcome: str) -> float:
-    return metrics.registry.get_sample_value("captioner_images_total", {"outcome": outcome}) or 0.0
+    return (
+        metrics.registry.get_sample_value("captioner_images_total", {"outcome": outcome, "model": "tiny"})
+        or 0.0
+    )
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -59,7 +92,7 @@ def test_captions_are_the_librarys_own_in_order():
     async def test() -> None:
         captioner = Recording()
         async with running(captioner) as engine:
-            captions = await engine.caption([upload(name) for name in "abc"], OPTIONS)
+            captions = await caption(engine, [upload(name) for name in "abc"], OPTIONS)
             expected = captioner.caption([upload(name).data for name in "abc"], OPTIONS)
             assert [item.file for item in captions] == ["a", "b", "c"]
             assert [replace(item, file=None) for item in captions] == expected
@@ -71,10 +104,10 @@ def test_requests_with_equal_options_share_a_batch():
     async def test() -> None:
         captioner = Held()
         async with running(captioner, max_batch=4) as engine:
-            first = asyncio.create_task(engine.caption([upload("first")], OPTIONS))
+            first = asyncio.create_task(caption(engine, [upload("first")], OPTIONS))
             await until(captioner.busy.is_set)
             wanted = [("a", OPTIONS), ("b", GREEDY), ("c", OPTIONS), ("d", GREEDY), ("e", OPTIONS)]
-            tasks = [asyncio.create_task(engine.caption([upload(name)], how)) for name, how in wanted]
+            tasks = [asyncio.create_task(caption(engine, [upload(name)], how)) for name, how in wanted]
             await until(lambda: waiting(engine) == 5)
             captioner.go.set()
             await asyncio.gather(first, *tasks)
@@ -87,7 +120,7 @@ def test_no_batch_is_larger_than_allowed():
     async def test() -> None:
         captioner = Recording()
         async with running(captioner, max_batch=3) as engine:
-            await engine.caption([upload(name) for name in "abcdefgh"], OPTIONS)
+            await caption(engine, [upload(name) for name in "abcdefgh"], OPTIONS)
         assert [len(batch) for batch in captioner.batches] == [3, 3, 2]
         assert names(captioner.batches) == list("abcdefgh")
 
@@ -98,14 +131,14 @@ def test_what_does_not_fit_the_queue_is_refused_at_once():
     async def test() -> None:
         captioner = Held()
         async with running(captioner, queue_size=3) as engine:
-            tasks = [asyncio.create_task(engine.caption([upload(name)], OPTIONS)) for name in "abc"]
+            tasks = [asyncio.create_task(caption(engine, [upload(name)], OPTIONS)) for name in "abc"]
             await until(captioner.busy.is_set)
             with pytest.raises(QueueFullError) as refusal:
-                await engine.caption([upload("d")], OPTIONS)
+                await caption(engine, [upload("d")], OPTIONS)
             assert 1 <= refusal.value.retry_after <= 60
             captioner.go.set()
             await asyncio.gather(*tasks)
-            await engine.caption([upload("d")], OPTIONS)
+            await caption(engine, [upload("d")], OPTIONS)
 
     run(test())
 
@@ -114,16 +147,16 @@ def test_a_cancelled_request_costs_no_forward_pass():
     async def test() -> None:
         captioner = Held()
         async with running(captioner) as engine:
-            first = asyncio.create_task(engine.caption([upload("first")], OPTIONS))
+            first = asyncio.create_task(caption(engine, [upload("first")], OPTIONS))
             await until(captioner.busy.is_set)
-            gone = asyncio.create_task(engine.caption([upload("gone"), upload("too")], OPTIONS))
+            gone = asyncio.create_task(caption(engine, [upload("gone"), upload("too")], OPTIONS))
             await until(lambda: waiting(engine) == 2)
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
             captioner.go.set()
             await first
-            await engine.caption([upload("later")], OPTIONS)
+            await caption(engine, [upload("later")], OPTIONS)
             assert names(captioner.batches) == ["first", "later"]
             assert images(engine.metrics, "dropped") == 2
 
@@ -135,7 +168,7 @@ def test_a_request_past_its_deadline_is_dropped():
         captioner = Held()
         async with running(captioner, timeout=1) as engine:
             results = await asyncio.gather(
-                engine.caption([upload("busy")], OPTIONS),
+                caption(engine, [upload("busy")], OPTIONS),
                 late(engine, captioner),
                 return_exceptions=True,
             )
@@ -146,7 +179,7 @@ def test_a_request_past_its_deadline_is_dropped():
 
     async def late(engine: Engine, captioner: Held) -> None:
         await until(captioner.busy.is_set)
-        await engine.caption([upload("late")], OPTIONS)
+        await caption(engine, [upload("late")], OPTIONS)
 
     run(test())
 
@@ -156,7 +189,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(fits: int):
     async def test() -> None:
         captioner = SmallMemory(fits=fits)
         async with running(captioner, max_batch=8) as engine:
-            captions = await engine.caption([upload(name) for name in "abcdefgh"], OPTIONS)
+            captions = await caption(engine, [upload(name) for name in "abcdefgh"], OPTIONS)
             assert [item.file for item in captions] == list("abcdefgh")
         assert {len(batch) for batch in captioner.batches if len(batch) <= fits} == {2 if fits > 1 else 1}
         assert engine.metrics.registry.get_sample_value("captioner_out_of_memory_total")
@@ -168,7 +201,7 @@ def test_a_photo_that_alone_does_not_fit_is_an_error_of_its_own():
     async def test() -> None:
         async with running(SmallMemory(fits=0)) as engine:
             with pytest.raises(InferenceError):
-                await engine.caption([upload()], OPTIONS)
+                await caption(engine, [upload()], OPTIONS)
             assert engine.alive
 
     run(test())
@@ -177,7 +210,7 @@ def test_a_photo_that_alone_does_not_fit_is_an_error_of_its_own():
 def test_a_crash_answers_its_own_batch_and_no_other():
     async def test() -> None:
         async with running(Crashing(), max_batch=1, batch_window=0) as engine:
-            calls = [engine.caption([upload(name)], OPTIONS) for name in ("good", "bad", "fine")]
+            calls = [caption(engine, [upload(name)], OPTIONS) for name in ("good", "bad", "fine")]
             good, bad, fine = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(bad, InferenceError)
             assert [good[0].file, fine[0].file] == ["good", "fine"]
@@ -196,16 +229,16 @@ def test_a_model_that_fails_for_good_is_told():
     async def test() -> None:
         captioner = HeldCrashing()
         async with running(captioner, max_batch=1, batch_window=0) as engine:
-            fatal = asyncio.create_task(engine.caption([upload("fatal")], OPTIONS))
+            fatal = asyncio.create_task(caption(engine, [upload("fatal")], OPTIONS))
             await until(captioner.busy.is_set)
-            behind = asyncio.create_task(engine.caption([upload("behind")], OPTIONS))
+            behind = asyncio.create_task(caption(engine, [upload("behind")], OPTIONS))
             await until(lambda: waiting(engine) == 1)
             captioner.go.set()
             results = await asyncio.gather(fatal, behind, return_exceptions=True)
             assert [type(result) for result in results] == [InferenceError, InferenceError]
             await until(lambda: not engine.alive)
             with pytest.raises(NotReadyError, match="restarted"):
-                await engine.caption([upload()], OPTIONS)
+                await caption(engine, [upload()], OPTIONS)
 
     run(test())
 
@@ -214,8 +247,8 @@ def test_a_photo_that_cannot_be_used_fails_its_request_only():
     async def test() -> None:
         captioner = Recording()
         async with running(captioner) as engine:
-            bad = engine.caption([upload("a"), Upload(b"no photo", "b")], OPTIONS)
-            good = engine.caption([upload("c")], OPTIONS)
+            bad = caption(engine, [upload("a"), Upload(b"no photo", "b")], OPTIONS)
+            good = caption(engine, [upload("c")], OPTIONS)
             bad_result, good_result = await asyncio.gather(bad, good, return_exceptions=True)
             assert isinstance(bad_result, ImageTypeError)
             assert good_result[0].file == "c"
@@ -228,22 +261,22 @@ def test_options_that_the_model_cannot_follow_fail_their_request():
     async def test() -> None:
         async with running(Recording()) as engine:
             with pytest.raises(OptionsError, match="max_length"):
-                await engine.caption([upload()], replace(OPTIONS, max_length=500))
-            assert await engine.caption([upload()], OPTIONS)
+                await caption(engine, [upload()], replace(OPTIONS, max_length=500))
+            assert await caption(engine, [upload()], OPTIONS)
 
     run(test())
 
 
 def test_nothing_is_accepted_before_it_is_warm_and_after_the_end():
     async def test() -> None:
-        engine = Engine(Recording())
+        engine = Engine(models_of(Recording()))
         with pytest.raises(NotReadyError):
             engine.check_room()
-        engine.start()
+        await engine.start()
         await until(lambda: ready(engine))
         await engine.close()
         with pytest.raises(NotReadyError, match="shutting down"):
-            await engine.caption([upload()], OPTIONS)
+            await caption(engine, [upload()], OPTIONS)
         assert not engine.alive
 
     run(test())
@@ -253,7 +286,7 @@ def test_the_end_waits_for_what_was_accepted():
     async def test() -> None:
         captioner = Held()
         async with running(captioner, max_batch=2) as engine:
-            tasks = [asyncio.create_task(engine.caption([upload(name)], OPTIONS)) for name in "abcde"]
+            tasks = [asyncio.create_task(caption(engine, [upload(name)], OPTIONS)) for name in "abcde"]
             streamed = asyncio.create_task(collect(engine, "s"))
             await until(captioner.busy.is_set)
             end = asyncio.create_task(engine.close())
@@ -268,14 +301,14 @@ def test_the_end_waits_for_what_was_accepted():
 
 
 async def collect(engine: Engine, name: str, options: SearchOptions = OPTIONS) -> list[StreamEvent]:
-    return [event async for event in engine.stream(upload(name), options)]
+    return [event async for event in stream(engine, upload(name), options)]
 
 
 def test_a_stream_adds_up_to_the_caption():
     async def test() -> None:
         async with running(Recording()) as engine:
             streams = await asyncio.gather(*(collect(engine, name) for name in "abc"))
-            captions = await engine.caption([upload(name) for name in "abc"], OPTIONS)
+            captions = await caption(engine, [upload(name) for name in "abc"], OPTIONS)
             assert [events[-1].caption.to_dict() for events in streams] == [
                 item.to_dict() for item in captions
             ]
@@ -291,7 +324,7 @@ def test_streams_and_batches_take_turns():
         async with running(Recording()) as engine:
             results = await asyncio.gather(
                 *(collect(engine, name) for name in "abcd"),
-                *(engine.caption([upload(name)], OPTIONS) for name in "efgh"),
+                *(caption(engine, [upload(name)], OPTIONS) for name in "efgh"),
             )
             assert all(results)
 
@@ -302,7 +335,7 @@ def test_a_stream_that_is_closed_is_not_computed_on():
     async def test() -> None:
         captioner = Held()
         async with running(captioner) as engine:
-            events = engine.stream(upload(), GREEDY)
+            events = stream(engine, upload(), GREEDY)
             await anext(events)
             await events.aclose()
             captioner.go.set()
@@ -320,7 +353,7 @@ def test_errors_of_a_stream():
             with pytest.raises(OptionsError):
                 await collect(engine, "a", replace(OPTIONS, max_length=500))
             with pytest.raises(ImageTypeError):
-                await anext(engine.stream(Upload(b"no photo", "x"), OPTIONS))
+                await anext(stream(engine, Upload(b"no photo", "x"), OPTIONS))
             assert (await collect(engine, "a"))[-1].caption
 
     run(test())
@@ -339,4 +372,4 @@ def test_a_stream_past_its_deadline_ends():
 
 def waiting(engine: Engine) -> int:
     """Photos in the queue; those of a batch that is being captioned are none of them."""
-    return len(engine._worker._batcher)
+    return len(engine._device._batcher)

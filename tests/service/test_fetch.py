@@ -11,10 +11,12 @@ import httpx
 import pytest
 from tiny import tiny_captioner
 
+from captioner import NamedModel
 from service.engine import Engine
 from service.errors import Problem
 from service.fetch import Fetcher, is_public, resolve
 from service.inputs import ImageText, Service, load_images
+from service.models import Models
 from service.settings import Settings
 
 PUBLIC = "93.184.216.34"
@@ -334,8 +336,9 @@ def test_the_photos_of_a_request_share_one_budget():
     async def test() -> None:
         network = Network(lambda request: found(b"x" * 600))
         settings = Settings(max_upload_mb=0.001)
+        models = Models([NamedModel(name="tiny", place="here")], lambda place: tiny_captioner())
         fetcher = Fetcher(["photos.example"], transport=network, resolver=network.resolve)
-        service = Service(settings, Engine(tiny_captioner()), fetcher)
+        service = Service(settings, Engine(models), fetcher)
         urls = [ImageText(f"https://photos.example/{number}", "url") for number in range(2)]
         assert [item.data for item in await load_images(service, urls[:1])] == [b"x" * 600]
         with pytest.raises(Problem) as problem:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -90,6 +92,49 @@ def test_a_server_that_is_away_for_a_while_ends_nothing(serve, server: ModelServ
         server.fault = lambda text, attempt: None
         assert client.get("/healthz").status_code == 200
         assert ask(client, PHOTOS[0]).json()["captions"][0]["caption"] == expected(model, PHOTOS[0])
+
+
+def test_several_requests_go_out_together(serve, server: ModelServer):
+    """The server answers none of them before all of them are there."""
+    model = remote(server, parallel=6, timeout_s=30)
+    server.together = threading.Barrier(6)
+    with serve(model) as client, ThreadPoolExecutor(6) as pool:
+        for caption in (ask, stream):
+            answers = list(pool.map(caption, [client] * 6, PHOTOS))
+            assert [answer.status_code for answer in answers] == [200] * 6
+            assert all(
+                expected(model, photo) in answer.text for photo, answer in zip(PHOTOS, answers, strict=True)
+            )
+        assert server.most == 6
+
+
+def stream(client: httpx.Client, photo: bytes) -> httpx.Response:
+    return client.post("/v1/captions/stream", files={"image": ("a.png", photo)})
+
+
+def test_no_more_go_out_than_are_allowed(serve, server: ModelServer):
+    server.delay = 0.02
+    with serve(remote(server, parallel=2)) as client, ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda photo: ask(client, photo, do_sample=True, alternatives=3), PHOTOS))
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert server.most == 2
+        assert "captioner_queue_depth 0.0" in client.get("/metrics").text
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked(serve, server: ModelServer):
+    model = remote(server, parallel=1, timeout_s=30)
+    server.together = threading.Barrier(2)
+    with serve(model, request_timeout_s=1) as client, ThreadPoolExecutor(6) as pool:
+        first, second = (pool.submit(ask, client, photo) for photo in PHOTOS[:2])
+        for answer in (first, second):
+            check_problem(answer.result(), 503)  # too late
+        assert len(server.bodies) == 1
+        server.together.abort()  # the server fails on the first, which nobody waits for
+        server.together = threading.Barrier(1)
+        assert ask(client, PHOTOS[2]).json()["captions"][0]["caption"] == expected(model, PHOTOS[2])
+        asked = {photo: server.asked[expected(model, photo)] for photo in PHOTOS[:2]}
+        assert sorted(asked.values())[0] == 0
+        assert 'captioner_images_total{model="made/up",outcome="dropped"} 1.0' in client.get("/metrics").text
 
 
 def test_no_request_chooses_the_address(serve, server: ModelServer):

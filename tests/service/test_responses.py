@@ -83,7 +83,7 @@ def test_the_packages_own_stream_adds_up(openai_client: openai.OpenAI, photo: by
         ({"input": "Hello"}, openai.BadRequestError, "no photo"),
         ({"input": input_of(b"a")}, openai.APIStatusError, "not an image"),
         ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "tools"),
-        ({"text": {"format": {"type": "json_object"}}}, openai.BadRequestError, "text.format"),
+        ({"text": {"format": {"type": "json_object"}}}, openai.BadRequestError, "plain sentence"),
         ({"previous_response_id": "resp_1"}, openai.BadRequestError, "previous_response_id"),
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
     ],

@@ -335,18 +335,18 @@ def metric(client: httpx.Client, name: str, **labels: str) -> float:
 def test_metrics_count(serve, photo: bytes):
     with serve() as client:
         files = [("image", ("a", photo))] * 3
-        before = metric(client, "captioner_images_total", outcome="captioned")
+        before = metric(client, "captioner_images_total", outcome="captioned", model="tiny")
         client.post("/v1/captions", files=files, data={"num_beams": 1})
         client.post("/v1/captions", files={"image": ("a", b"nothing")})
         client.get("/no/such/path")
-        assert metric(client, "captioner_images_total", outcome="captioned") - before == 3
+        assert metric(client, "captioner_images_total", outcome="captioned", model="tiny") - before == 3
         route = {"route": "/v1/captions"}
         assert metric(client, "captioner_http_requests_total", **route, status="200") == 1
         assert metric(client, "captioner_http_requests_total", **route, status="415") == 1
         assert metric(client, "captioner_http_requests_total", route="unknown", status="404") == 1
         assert metric(client, "captioner_http_request_seconds_count", **route) == 2
-        assert metric(client, "captioner_tokens_total") > 3
-        assert metric(client, "captioner_batch_size_sum") == before + 3
+        assert metric(client, "captioner_tokens_total", model="tiny") > 3
+        assert metric(client, "captioner_batch_size_sum", model="tiny") == before + 3
         assert metric(client, "captioner_accepted_images") == 0
 
 
