@@ -163,8 +163,8 @@ class GenerationOptions:
         """All options of a search: these, then the model's own, then the defaults of :class:`SearchOptions`.
 
         What is not given gives way to what is: num_beams rises with alternatives, and the model's own
-        min_length or alternatives never stand against a smaller max_length or num_beams. The model's own
-        temperature, top_k, top_p and seed count for sampling only.
+        min_length, alternatives or hedge never stand against a smaller max_length or num_beams or a schema.
+        The model's own temperature, top_k, top_p and seed count for sampling only.
 
         Args:
             own: the model's settings.
@@ -184,6 +184,8 @@ class GenerationOptions:
         if not sampling and "num_beams" not in given:
             beams, others = options.get("num_beams", SearchOptions.num_beams), options.get("alternatives", 0)
             options["num_beams"] = max(beams, others + 1)
+        if given.get("json_schema") and "hedge" not in given:
+            options["hedge"] = False
         if options.get("hedge"):
             options.setdefault("min_confidence", SURE)
         return SearchOptions(**options)

@@ -247,6 +247,7 @@ def _model(service: Service, name: str, model: Model) -> ModelOut:
     lacks = about.lacks if about else {}
     return ModelOut(
         id=name,
+        alias_of=None if name == model.name else model.name,
         created=service.engine.started_at,
         owned_by="captioner",
         loaded=model.captioner is not None,

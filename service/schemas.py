@@ -255,6 +255,7 @@ class ModelOut(BaseModel):
     """A model that this server serves."""
 
     id: str
+    alias_of: str | None = Field(description="The model's own name, if this is a further one.")
     object: str = "model"
     created: int
     owned_by: str

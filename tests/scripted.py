@@ -29,6 +29,7 @@ class ScriptedCaptioner(FakeCaptioner):
     device = torch.device("cpu")
     dtype = torch.float32
     parameters = 0
+    weight_bytes = 0
     lacks = Lacks(details=None)
     sends_photos_to = None
 

@@ -182,7 +182,7 @@ def test_several_models_have_names(weights: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert named_models(["one"]) == (NamedModel(name="one", place="one"),)
     assert captioner.load("one").name == "one"
-    with pytest.raises(OptionsError, match="two models are called 'two'.*other="):
+    with pytest.raises(OptionsError, match="two models are called 'two'"):
         named_models(["two", str(weights / "two")])
     for wrong in ("three", "x=three", f"{weights}/three", "http://gpu/v1", "a=http://#x"):
         with pytest.raises(CheckpointError):

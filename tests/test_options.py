@@ -40,6 +40,10 @@ from captioner.options import GenerationOptions, SearchOptions
         ({"do_sample": 1}, "do_sample must be True or False, not 1"),
         ({"detail": "short"}, "detail must be brief, detailed or full, not 'short'"),
         ({"min_confidence": 1.5}, "min_confidence must be a number from 0 to 1, not 1.5"),
+        ({"json_schema": "["}, "json_schema must be a JSON object as a text"),
+        ({"json_schema": "[]"}, "json_schema must be a JSON object as a text"),
+        ({"json_schema": {}}, "json_schema must be a JSON object as a text"),
+        ({"json_schema": "{}", "hedge": True}, "hedge cannot shorten an answer in JSON"),
         ({"hedge": 1}, "hedge must be True or False, not 1"),
         ({"attention": "yes"}, "attention must be True or False, not 'yes'"),
         ({"early_stopping": "never"}, "early_stopping must be True or False, not 'never'"),
@@ -113,6 +117,7 @@ OWN: dict[str, Any] = {
     "early_stopping": True,
     "min_confidence": 0.3,
     "hedge": True,
+    "json_schema": "",
 }
 """A model's own setting of every option, none of them the default."""
 
@@ -138,6 +143,7 @@ OTHER: dict[str, Any] = {
     "early_stopping": False,
     "min_confidence": 0.0,
     "hedge": False,
+    "json_schema": '{"type": "object"}',
 }
 """What a user may ask of that model instead: neutral values count as well as any."""
 
@@ -154,7 +160,7 @@ def test_what_is_not_given_is_the_models_own():
     assert GenerationOptions().resolve(GenerationOptions()) == SearchOptions()
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if name != "do_sample"])
+@pytest.mark.parametrize("name", [name for name in OWN if name not in ("do_sample", "json_schema")])
 def test_an_option_changes_nothing_but_itself(name: str):
     resolved = GenerationOptions(**{name: OTHER[name]}).resolve(GenerationOptions(**OWN))
     assert resolved == SearchOptions(**{**OWN, name: OTHER[name]})
@@ -183,6 +189,7 @@ def test_the_models_options_of_sampling_count_for_sampling_alone():
         ({"num_beams": 1}, {"num_beams": 5, "alternatives": 4}, {"num_beams": 1, "alternatives": 0}),
         ({"max_length": 5}, {"min_length": 8}, {"max_length": 5, "min_length": 5}),
         ({"max_length": 9}, {"min_length": 8}, {"max_length": 9, "min_length": 8}),
+        ({"json_schema": "{}"}, {"hedge": True}, {"json_schema": "{}"}),
         ({"hedge": True}, {}, {"hedge": True, "min_confidence": 0.5}),
         ({"hedge": True}, {"min_confidence": 0.7}, {"hedge": True, "min_confidence": 0.7}),
     ],

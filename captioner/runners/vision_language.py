@@ -137,7 +137,8 @@ class VisionLanguageRunner(LibraryRunner):
         self._view: Any = None
         self._lock = threading.Lock()
         self._untiled = untiled(processor.image_processor)
-        self.lacks = Lacks(attention=self._no_maps(), schemas="its search does not hold an answer to a schema")
+        unheld = "its search does not hold an answer to a schema"
+        self.lacks = Lacks(attention=self._no_maps(), schemas=unheld)
 
     @property
     def parameters(self) -> int:

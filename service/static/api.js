@@ -79,16 +79,18 @@ export async function captionPhoto(photo, name, { options, key, signal, onText, 
 }
 
 /**
- * The model that the server runs, with its default options.
+ * The models that the server has, with their default options; what is not known yet of one that is not loaded is left out.
+ *
+ * @typedef {{id: string, loaded: boolean, device: string | null, sends_photos_to: string | null,
+ *   gives: Record<string, true | null>, default_options: Record<string, unknown>, max_beams: number,
+ *   max_upload_bytes: number}} Model
  *
  * @param {string} key
- * @returns {Promise<{id: string, device: string | null, sends_photos_to: string | null,
- *   gives: Record<string, true | null>, default_options: Record<string, unknown>, max_beams: number,
- *   max_upload_bytes: number}>}
+ * @returns {Promise<Model[]>}
  */
-export async function describeModel(key) {
+export async function describeModels(key) {
   const response = await send("v1/models", { headers: authorization(key) });
-  return (await response.json()).data[0];
+  return (await response.json()).data.filter((/** @type {{alias_of: string | null}} */ { alias_of }) => !alias_of);
 }
 
 /** Whether the server takes photos; false while its model loads. Throws a Problem if nobody answers. */

@@ -103,13 +103,14 @@ async function request(card, photo, signal) {
     throw new Problem({ title: "Not a photo", detail: `It is ${photo.type}.`, status: 415 });
   }
   const caption = await captionPhoto(photo, card.file.name, {
-    options: options.fields,
+    options: { ...options.fields, ...(status.model && { model: status.model }) },
     key: options.key,
     signal,
     onText: (text) => card.write(text),
     onWait: (reason, seconds) => card.hold(reason, seconds),
   });
   card.finish({ ...caption, file: card.file.name }, photo);
+  status.noteUse();
 }
 
 /**

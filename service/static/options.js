@@ -39,12 +39,14 @@ export class Options {
     return this.form.reportValidity();
   }
 
-  /** @param {{default_options: Record<string, unknown>, max_beams: number, gives: Record<string, true | null>}} model */
+  /** @param {import("./api.js").Model} model */
   adopt({ default_options: defaults, max_beams: most, gives }) {
-    for (const name of ["num_beams", "alternatives"]) this.#input(name).disabled = !gives.beams; // then neither is sent
+    for (const name of ["num_beams", "alternatives"]) this.#input(name).disabled = gives.beams === null; // then neither is sent
     this.#input("num_beams").max = String(most);
     this.#input("alternatives").max = String(most - 1);
-    for (const name of ["num_beams", "max_length"]) this.#input(name).placeholder = `auto (${defaults[name]})`;
+    for (const name of ["num_beams", "max_length"]) {
+      this.#input(name).placeholder = name in defaults ? `auto (${defaults[name]})` : "auto";
+    }
   }
 
   /** Show where the API key goes, which the server wants or did not know. */

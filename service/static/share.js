@@ -39,7 +39,8 @@ function copyTheOldWay(text) {
 
 /** @param {Caption[]} captions */
 export function toJson(captions) {
-  return JSON.stringify({ model: captions[0]?.model, captions }, null, 1) + "\n";
+  const models = new Set(captions.map(({ model }) => model));
+  return JSON.stringify({ model: models.size > 1 ? undefined : captions[0]?.model, captions }, null, 1) + "\n";
 }
 
 const COLUMNS = ["file", "caption", "confidence", "logprob", "model", "width", "height", "alternatives", "warning", "calibrated",

@@ -1,12 +1,15 @@
 // @ts-check
-/** At the top of the page: which model the server runs, and whether it takes photos. */
+/** At the top of the page: which models the server has, which one is chosen, and whether it takes photos. */
 
-import { Problem, describeModel, isReady } from "./api.js";
+import { Problem, describeModels, isReady } from "./api.js";
 
 const POLL_MS = 2000;
 
 export class Status {
   #watching = false;
+
+  /** @type {import("./api.js").Model[]} */
+  #models = [];
 
   /** Bytes of the largest request that the server reads; unknown until it was asked. */
   maxUpload = Infinity;
@@ -16,7 +19,21 @@ export class Status {
     this.element = element;
     this.text = /** @type {HTMLElement} */ (element.querySelector(".text"));
     this.goal = /** @type {HTMLElement} */ (document.getElementById("goal"));
+    this.promise = this.goal.textContent;
+    this.choice = /** @type {HTMLElement} */ (document.getElementById("choice"));
+    this.select = /** @type {HTMLSelectElement} */ (this.choice.querySelector("select"));
+    this.select.addEventListener("change", () => this.#adopt());
     this.options = options;
+  }
+
+  /** The model that was chosen; "" where there is one alone, or none is known yet. */
+  get model() {
+    return this.#models.length > 1 ? this.select.value : "";
+  }
+
+  /** A caption has come: a model that was loaded for it is known now. */
+  noteUse() {
+    if (this.#models.some((model) => !model.loaded && model.id === this.model)) this.watch();
   }
 
   /** Look, and look again until the model is ready or it takes an API key to know. */
@@ -32,16 +49,31 @@ export class Status {
   async #look() {
     try {
       if (!(await isReady())) return this.#show("warming", "model is warming up");
-      const model = await describeModel(this.options.key);
-      this.options.adopt(model);
-      this.maxUpload = model.max_upload_bytes;
-      const server = model.sends_photos_to;
-      if (server) this.goal.textContent = `Photos go to this server, which sends them on to ${server}.`;
-      return this.#show("ready", `${model.id} on ${server ?? model.device}`);
+      this.#models = await describeModels(this.options.key);
+      this.#offer();
+      return this.#adopt();
     } catch (error) {
       if (error instanceof Problem && error.status === 401) return this.#show("locked", "needs an API key");
       return this.#show("gone", "server out of reach");
     }
+  }
+
+  /** Let people choose where there is a choice; what they chose stays chosen. */
+  #offer() {
+    const chosen = this.select.value;
+    this.select.replaceChildren(...this.#models.map(({ id }) => new Option(id, id, false, id === chosen)));
+    this.choice.hidden = this.#models.length < 2;
+  }
+
+  /** Go by what is known of the chosen model. */
+  #adopt() {
+    const model = this.#models.find(({ id }) => id === this.select.value) ?? this.#models[0];
+    const server = model.sends_photos_to, place = server ?? model.device;
+    this.options.adopt(model);
+    this.maxUpload = model.max_upload_bytes;
+    this.goal.textContent = server ? `Photos go to this server, which sends them on to ${server}.` : this.promise;
+    const name = this.#models.length > 1 ? "" : `${model.id} `;
+    return this.#show("ready", place ? `${name}on ${place}` : "loads with the first photo");
   }
 
   /** @param {"warming" | "ready" | "locked" | "gone"} state @param {string} text */

@@ -11,7 +11,8 @@ from playwright.sync_api import expect
 from scripted import ScriptedCaptioner
 
 from captioner import Captioner
-from service.app import create_app
+from captioner import load as load_model
+from service.app import Loader, create_app
 from service.settings import Settings
 
 expect.set_options(timeout=30_000)  # a test machine can be busy
@@ -29,8 +30,10 @@ def serve(captioner: ScriptedCaptioner) -> Iterator[Callable[..., str]]:
     """Starts the application with settings, maybe with another captioner, and gives the page's URL."""
     started: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(model: Captioner | ScriptedCaptioner = captioner, **settings: object) -> str:
-        app = create_app(Settings(**settings), model)
+    def start(
+        model: Captioner | ScriptedCaptioner | None = captioner, load: Loader = load_model, **settings: object
+    ) -> str:
+        app = create_app(Settings(**settings), model, load=load)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run)
         thread.start()

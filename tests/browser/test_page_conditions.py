@@ -270,3 +270,52 @@ def test_the_page_has_landmarks_and_names(page: Page, serve: Callable[..., str])
         """
     )
     assert page.get_by_role("navigation").get_by_role("link").get_attribute("href") == "docs"
+
+
+def test_people_choose_among_several_models(
+    page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    other = ScriptedCaptioner()
+    with model_server() as server:
+        far = Captioner(RemoteRunner(Address.parse(server.openai)), name="far")
+        models = {"made/0": captioner, "made/1": other, server.openai: far}
+
+        def load(place: str, /, *, device: str, dtype: str) -> Captioner:
+            return models[place]  # type: ignore[return-value]
+
+        named = f"quick=made/0, careful=made/1, far={server.openai}"
+        page.goto(serve(None, load, models=named, model_aliases="gpt-4o"))
+        choice, status = page.get_by_role("combobox", name="Model"), page.get_by_role("status").first
+        expect(status).to_have_text("on cpu")
+        assert choice.locator("option").all_inner_texts() == ["quick", "careful", "far"]
+        expect(page.locator("footer")).to_contain_text("nowhere else")
+        card = add(page, photo())
+        expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+        assert len(captioner.streamed) == 1
+
+        choice.select_option("careful")
+        expect(status).to_have_text("loads with the first photo")
+        page.get_by_role("button", name="Caption again").click()
+        expect(status).to_have_text("on cpu")
+        expect(choice).to_have_value("careful")
+        assert (len(captioner.streamed), len(other.streamed)) == (1, 1)
+
+        choice.select_option("far")
+        place = f"127.0.0.1:{server.port}"
+        expect(status).to_have_text(f"on {place}")
+        expect(page.locator("footer")).to_contain_text(f"sends them on to {place}")
+        page.get_by_text("Options").click()
+        expect(page.get_by_label("Beams")).to_be_disabled()
+        choice.select_option("quick")
+        expect(page.get_by_label("Beams")).to_be_enabled()
+        expect(page.locator("footer")).to_contain_text("nowhere else")
+        assert server.bodies == []
+        page.set_viewport_size(PHONE)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_one_model_is_no_choice(page: Page, serve: Callable[..., str]):
+    page.goto(serve(model_aliases="gpt-4o"))
+    expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
+    expect(page.locator("#choice")).to_be_hidden()

@@ -17,6 +17,7 @@ from images import png_bytes
 from problems import check_problem
 from standins import Held, Recording, names
 
+from captioner import GenerationOptions, SearchOptions
 from service.logs import REQUEST_ID, JsonFormatter
 
 
@@ -353,16 +354,14 @@ def test_a_log_line_is_json():
 
 def test_an_exception_is_logged_and_told_to_nobody(serve, photo: bytes, caplog: pytest.LogCaptureFixture):
     class Broken(Recording):
-        @property
-        def description(self) -> str:
-            raise KeyError("what only the log may say")
-
-        @description.setter
-        def description(self, value: str) -> None:
-            pass
+        def resolve(self, options: GenerationOptions | SearchOptions | None = None) -> SearchOptions:
+            if options is not None and options.prompt == "bug":
+                raise KeyError("what only the log may say")
+            return super().resolve(options)
 
     with serve(Broken()) as client:
-        response = client.get("/v1/models", headers={"X-Request-ID": "the-id"})
+        files, headers = {"image": ("a", photo)}, {"X-Request-ID": "the-id"}
+        response = client.post("/v1/captions", files=files, data={"prompt": "bug"}, headers=headers)
         problem = check_problem(response, 500)
         assert response.headers["x-request-id"] == "the-id"
         assert "only the log" not in str(problem)
