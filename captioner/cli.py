@@ -11,7 +11,8 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -31,7 +32,8 @@ from captioner.commandline import (
     one_line,
     takes_generation_options,
 )
-from captioner.errors import CaptionerError, ImageError, OptionsError, PartialError
+from captioner.compare import caption_paths, compare, print_comparison, write_comparison
+from captioner.errors import CaptionerError, ImageError, OptionsError
 from captioner.evaluation.benchmark_command import benchmark
 from captioner.evaluation.calibrate_command import calibrate
 from captioner.evaluation.command import evaluate
@@ -40,8 +42,8 @@ from captioner.training.average_command import average
 from captioner.training.command import train
 
 if TYPE_CHECKING:
-    from captioner.captioner import Captioner, PreparedImage
-    from captioner.options import SearchOptions
+    from captioner.captioner import Captioner
+    from captioner.options import GenerationOptions, SearchOptions
 
 __all__ = ["app", "main"]
 
@@ -136,8 +138,30 @@ def caption(
         list[str] | None,
         typer.Option(metavar="FILE", help="Draw where the model looked, as .png or .html; may be repeated."),
     ] = None,
+    comparing: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="MODEL,MODEL…",
+            help="Caption by several models, and print their captions side by side; each is what --model "
+            "takes, or NAME=MODEL.",
+        ),
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --compare: an .html page of it, too.")
+    ] = None,
 ) -> None:
     """Caption photographs. Print one line for each: its path, a tab and its caption."""
+    if comparing is not None:
+        source = ctx.get_parameter_source("model")
+        if heatmap or show_options or (source and source.name == "COMMANDLINE"):
+            raise OptionsError("--compare goes with neither --model nor --heatmap nor --show-options")
+        load = partial(ctx.obj, device=device, dtype=dtype)
+        given = generation_options(ctx, attention=attention or report is not None)
+        well = _compare(comparing.split(","), load, paths, given, batch_size, as_json=as_json, report=report)
+        raise typer.Exit(0 if well else 1)
+    if report is not None:
+        raise OptionsError("--report goes with --compare: for one model, use `captioner batch --report`")
     heatmaps = heatmap or []
     if heatmaps:
         from captioner.heatmap import check_heatmap_path, write_heatmap
@@ -150,7 +174,7 @@ def caption(
     captions: list[tuple[str, Caption]] = []
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
-        for path, result in zip(batch, _caption_batch(captioner, batch, options), strict=True):
+        for path, result in zip(batch, caption_paths(captioner, batch, options), strict=True):
             _print_result(path, result, options if show_options else None, as_json=as_json)
             if isinstance(result, Caption):
                 captions.append((path, result))
@@ -217,26 +241,29 @@ def _load(name_or_path: str, /, *, device: str, dtype: str) -> Captioner:
         gc.freeze()
 
 
-def _prepare(captioner: Captioner, path: str) -> PreparedImage | ImageError:
-    if Path(path).is_dir():
-        return ImageError(path, "is a folder; caption what is in it with `captioner batch`")
-    try:
-        return captioner.prepare(path)
-    except ImageError as error:
-        return error
+def _compare(
+    models: Sequence[str],
+    load: Callable[[str], Captioner],
+    paths: Sequence[str],
+    options: GenerationOptions,
+    batch_size: int,
+    *,
+    as_json: bool,
+    report: str | None,
+) -> bool:
+    """Print what several models say, and write a page of it; whether all went well."""
+    from captioner.load import named_models
+    from captioner.report import check_report_path
 
-
-def _caption_batch(
-    captioner: Captioner, paths: Sequence[str], options: SearchOptions
-) -> list[Caption | CaptionerError]:
-    """A caption for each path, or why there is none."""
-    prepared = [_prepare(captioner, path) for path in paths]
-    good = [image for image in prepared if not isinstance(image, ImageError)]
-    try:
-        captions = iter(captioner.caption_prepared(good, options) if good else ())
-    except PartialError as error:
-        captions = iter(error.results)
-    return [image if isinstance(image, ImageError) else next(captions) for image in prepared]
+    if report is not None:
+        check_report_path(report)
+    chosen = named_models(text.strip() for text in models)
+    found = compare(chosen, load, paths, options, batch_size=batch_size)
+    well = [print_comparison(comparison, as_json=as_json) for comparison in found]
+    if report is not None:
+        write_comparison(report, found)
+        print(f"captioner: the captions side by side: {one_line(report)}", file=sys.stderr)
+    return all(well)
 
 
 def _print_result(

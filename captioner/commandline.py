@@ -51,6 +51,9 @@ def _generation_parameters(
         Literal["brief", "detailed", "full"] | None,
         _wording("How much to tell, for a model that was trained for each of them."),
     ] = None,
+    json_schema: Annotated[
+        str | None, _wording("The JSON schema of the answer, of a model on a server.")
+    ] = None,
     stop: Annotated[
         list[str] | None, _wording("A text before which the caption ends; may be repeated.", "--stop")
     ] = None,

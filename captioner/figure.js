@@ -46,11 +46,12 @@ function attach(figure) {
   const maps = new Map(buttons.map((button) => [button, button.dataset.map?.split(" ").map(Number)]));
   let pinned = null, shown = null, current = null, frame = 0;
   if (!buttons.length) return;
-  const columns = Number(buttons[0].dataset.columns), cells = maps.get(buttons[0])?.length;
-  const paint = cells && painter(canvas, columns, cells / columns);
+  const painters = new Map();  // by the grid, of which each model has its own
 
-  function glide(target) {  // from the map on show to the next one, in a quarter of a second
-    const from = current ?? target.map(() => 0), start = performance.now();
+  function glide(target, columns) {  // from the map on show to the next one, in a quarter of a second
+    const grid = `${columns} × ${target.length / columns}`, start = performance.now();
+    if (!painters.has(grid)) painters.set(grid, painter(canvas, columns, target.length / columns));
+    const paint = painters.get(grid), from = current?.length === target.length ? current : target.map(() => 0);
     cancelAnimationFrame(frame);
     const step = (now) => {
       const part = still.matches ? 1 : Math.min(1, Math.max(0, (now - start) / 250)), ease = part * (2 - part);
@@ -71,7 +72,7 @@ function attach(figure) {
     const sure = button?.dataset.confidence;
     said.textContent = !button ? "" : !sure ? button.textContent : `${button.textContent}: ${Math.round(sure * 100)}% confident`;
     if (!maps.get(button)) return;
-    glide(maps.get(button));
+    glide(maps.get(button), Number(button.dataset.columns));
     if (button.dataset.box) {
       const [left, top, right, bottom] = button.dataset.box.split(" ").map(Number);
       Object.assign(box.style, {left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%`});

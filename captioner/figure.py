@@ -11,7 +11,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
 from typing import NamedTuple
@@ -36,12 +36,13 @@ FIGURE = """\
 <canvas aria-hidden="true"></canvas><div class="box" aria-hidden="true"></div>
 </div></div>
 <figcaption>
-{notes}<p class="words">{words}</p>
-<p class="said" aria-live="polite"></p>
-{alternatives}
+{texts}
 <p class="facts"><b>{file}</b> {facts}</p>
 </figcaption>
 </figure>"""
+
+
+SAID = '<p class="said" aria-live="polite"></p>'
 
 
 class Size(NamedTuple):
@@ -67,12 +68,12 @@ def box_in(size: Size, caption: Caption, word: Word) -> tuple[float, float, floa
     return left * x, top * y, right * x, bottom * y
 
 
-def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int) -> str:
+def draw_figure(photo: Image.Image, captions: Sequence[Caption], *, side: int, quality: int) -> str:
     """The ``<figure>`` of one photograph; every text from outside is escaped.
 
     Args:
         photo: the upright photograph, of any size.
-        caption: its caption; words without ``attention`` light nothing.
+        captions: its caption, or those of several models; words without ``attention`` light nothing.
         side: pixels that the picture in the page has at most.
         quality: of its JPEG, 1…95.
     """
@@ -80,24 +81,44 @@ def draw_figure(photo: Image.Image, caption: Caption, *, side: int, quality: int
     photo.thumbnail((side, side), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
     photo.save(jpeg, "JPEG", quality=quality, optimize=True)
-    alternatives = "".join(
-        f"<li>{escape(item.caption)} <small>{_percent(item.confidence)}</small></li>"
-        for item in caption.alternatives
-    )
-    facts = [f"{caption.width} × {caption.height}", caption.model]
-    if caption.confidence is not None:
-        facts.append(f"{_percent(caption.confidence)} confident")
+    caption, facts = captions[0], [f"{captions[0].width} × {captions[0].height}"]
+    if len(captions) == 1:
+        words, alternatives = _texts(caption)
+        texts = f"{words}\n{SAID}\n{alternatives}"
+        facts += _source(caption)
+    else:
+        parts = [
+            (f'<p class="by">{escape(" · ".join(_source(item)))}</p>', *_texts(item)) for item in captions
+        ]
+        texts = "\n".join([*("\n".join(part) for part in parts), SAID])
     return FIGURE.format(
         width=photo.width,
         height=photo.height,
         jpeg=base64.b64encode(jpeg.getvalue()).decode(),
         caption=escape(caption.caption),
-        notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in _notes(caption)),
-        words=_sentence(caption),
-        alternatives=f'<ol start="2">{alternatives}</ol>' if alternatives else "",
+        texts=texts,
         file=escape(caption.file or "photograph"),
         facts=escape(" · ".join(facts)),
     )
+
+
+def _texts(caption: Caption) -> tuple[str, str]:
+    """A caption's words with what is to be noted of it, and its alternatives."""
+    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in _notes(caption))
+    alternatives = "".join(
+        f"<li>{escape(item.caption)} <small>{_percent(item.confidence)}</small></li>"
+        for item in caption.alternatives
+    )
+    return (
+        f'{notes}<p class="words">{_sentence(caption)}</p>',
+        f'<ol start="2">{alternatives}</ol>' if alternatives else "",
+    )
+
+
+def _source(caption: Caption) -> list[str]:
+    """The model, and how sure it is where that is known."""
+    sure = [] if caption.confidence is None else [f"{_percent(caption.confidence)} confident"]
+    return [caption.model, *sure]
 
 
 def _notes(caption: Caption) -> Iterator[str]:

@@ -108,7 +108,7 @@ def draw_html(items: Iterable[tuple[Image.Image, Caption]]) -> str:
     figures = []
     for photo, caption in items:
         _check_attention(caption)
-        figures.append(draw_figure(photo, caption, side=HTML_PHOTO_SIDE, quality=HTML_QUALITY))
+        figures.append(draw_figure(photo, [caption], side=HTML_PHOTO_SIDE, quality=HTML_QUALITY))
     return read_page("heatmap.html", figures="\n".join(figures))
 
 

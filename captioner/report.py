@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from itertools import islice
@@ -23,7 +23,10 @@ from captioner.image import ImageSource, decode_image
 __all__ = ["Entry", "check_report_path", "write_report"]
 
 Entry: TypeAlias = tuple[ImageSource | Callable[[], ImageSource], Mapping[str, Any]]
-"""A photograph, or what opens it, and its record: the JSON of a caption, or its ``file`` and ``error``."""
+"""A photograph, or what opens it, and its record: the JSON of a caption, or its ``file`` and ``error``.
+
+Several models' captions, or errors, are the record's ``captions``.
+"""
 
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 320, 72
 CHUNK = 64
@@ -120,9 +123,14 @@ def write_report(path: str | os.PathLike[str], entries: Iterable[Entry]) -> int:
 def _draw(entry: Entry) -> str:
     """A photograph's text in the page: what it is found and sorted by, and its figure."""
     source, record = entry
-    facts = {"file": _name(record), "caption": record.get("caption"), "error": record.get("error")}
-    if record.get("confidence") is not None:
-        facts["confidence"] = f"{record['confidence']:.4f}"
+    parts = _parts(record)
+    facts = {
+        "file": _name(record),
+        "caption": "\n".join(part["caption"] for part in parts if "caption" in part),
+        "error": "\n".join(part["error"] for part in parts if "error" in part),
+    }
+    if parts[0].get("confidence") is not None:
+        facts["confidence"] = f"{parts[0]['confidence']:.4f}"
     attributes = "".join(f' data-{name}="{escape(value)}"' for name, value in facts.items() if value)
     return f'<script type="text/html"{attributes}>\n{_figure(source, record)}\n</script>\n'
 
@@ -131,20 +139,34 @@ def _name(record: Mapping[str, Any]) -> str:
     return record["file"] or "photograph"
 
 
+def _parts(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The captions of a record, or what is in place of them; one at least."""
+    parts: Sequence[Mapping[str, Any]] = record.get("captions", [record])
+    return parts
+
+
+def _error(part: Mapping[str, Any]) -> str:
+    """What went wrong, with the model where there are several."""
+    return (
+        f"{part['model']}: {part['error']}" if "model" in part and "file" not in part else str(part["error"])
+    )
+
+
 def _figure(source: ImageSource | Callable[[], ImageSource], record: Mapping[str, Any]) -> str:
     """The figure, and what went wrong; a record has both where only its sidecar could not be written."""
-    error = record.get("error", "")
-    if "caption" in record:
-        caption = Caption.from_dict(record)
+    parts = _parts(record)
+    error = "; ".join(_error(part) for part in parts if "error" in part)
+    captions = [Caption.from_dict(part) for part in parts if "caption" in part]
+    if captions:
         try:
             photo = decode_image(source() if callable(source) else source, min_side=THUMBNAIL_SIDE).pixels
         except ImageError as problem:
             error = error or f"the photograph {problem.reason}"
         else:
-            figure = draw_figure(photo, caption, side=THUMBNAIL_SIDE, quality=THUMBNAIL_QUALITY)
+            figure = draw_figure(photo, captions, side=THUMBNAIL_SIDE, quality=THUMBNAIL_QUALITY)
             return f'{figure}\n<p class="error">{escape(error)}</p>' if error else figure
     return FAILED.format(
-        words=escape(record.get("caption", "")),
+        words=escape("\n".join(caption.caption for caption in captions)),
         error=escape(error),
         file=escape(_name(record)),
     )

@@ -139,7 +139,9 @@ def test_every_option_arrives(fake, photo_path):
     assert run(fake, "caption", *search.split(), *rules.split(), *texts, photo_path) == 0
     draw = "--sample --temperature 0.7 --top-k 9 --top-p 0.8 --seed 1"
     assert run(fake, "caption", *draw.split(), photo_path) == 0
-    searched, drawn = fake.options
+    assert run(fake, "caption", "--json-schema", "{}", photo_path) == 0
+    searched, drawn, in_json = fake.options
+    assert in_json == replace(fake.default_options, json_schema="{}")
     assert searched == SearchOptions(
         num_beams=5,
         alternatives=4,
@@ -302,11 +304,12 @@ def test_a_model_of_ours_gives_everything(tmp_path, capsys):
     assert main(["models", str(tmp_path / "tiny")]) == 0
     head, *gives = capsys.readouterr().out.splitlines()
     assert head == "tiny\ta tiny model for tests"
-    *able, stops, asked, detail = gives
+    *able, stops, asked, detail, schema = gives
     assert stops.startswith("stops\tno\t")
     assert able == [f"{name}\tyes" for name in ("attention", "streaming", "seeds", "beams")]
     assert asked.startswith("instructions\tno\tit was trained to caption photos")
     assert detail.startswith("details\tno\tit was not trained for")
+    assert schema == "schemas\tno\tit writes a plain sentence"
 
 
 def test_models_are_those_of_the_library(capsys):

@@ -52,6 +52,7 @@ ORDER = [
     "heatmap",
     "report",
     "commandline",
+    "compare",
     "batch",
     "evaluation",
     "training",

@@ -122,3 +122,45 @@ def test_thousands_are_drawn_only_where_they_are_seen(page: Page, tmp_path: Path
     page.get_by_role("searchbox").fill("1234.jpg")
     page.get_by_text("1234.jpg").wait_for()
     expect_names(page, ["1234.jpg"])
+
+
+def test_the_captions_of_several_models_light_the_same_photograph(tmp_path: Path, page: Page):
+    one = make_caption("a dog", width=300, height=200, file="dog.jpg")
+    coarse = ((0.0, 1.0), (0.0, 0.0))  # another model has another grid
+    words = tuple(replace(word, attention=coarse, box=(150, 0, 300, 100)) for word in one.words)
+    other = replace(one, model="other", caption="the wolf", words=(replace(words[0], text="wolf"),))
+    record = {
+        "file": "dog.jpg",
+        "captions": [one.to_dict(), other.to_dict(), {"model": "third", "error": "no"}],
+    }
+    write_report(tmp_path / "page.html", [(PHOTO, record)])
+    page.emulate_media(reduced_motion="reduce")
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.locator(".by").all_inner_texts() == ["fake · 50% confident", "other · 50% confident"]
+    assert page.locator(".words").all_inner_texts() == ["a dog", "the wolf"]
+    assert page.locator(".error").inner_text() == "third: no"
+
+    def brightest() -> list[float]:
+        """Where the map is brightest, in 0…1 across and down."""
+        return page.evaluate(
+            """() => {
+                const canvas = document.querySelector(".photo canvas");
+                const {data} = canvas.getContext("2d").getImageData(0, 0, 96, 96);
+                let best = 0;
+                for (let i = 0; i < data.length; i += 4) if (data[i] > data[best]) best = i;
+                return [best / 4 % 96 / 96, Math.floor(best / 4 / 96) / 96];
+            }"""
+        )
+
+    page.get_by_role("button", name="a", exact=True).hover()
+    first = brightest()
+    assert max(first) < 0.3
+    page.get_by_role("button", name="wolf").hover()
+    right = brightest()
+    assert right[0] > 0.5
+    assert right[1] < 0.5
+    assert page.locator(".said").inner_text() == "wolf: 50% confident"
+    page.get_by_role("button", name="a", exact=True).hover()
+    assert brightest() == first
+    page.fill("#search", "wolf")
+    assert page.locator("article:visible").count() == 1
