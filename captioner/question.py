@@ -98,14 +98,18 @@ class QuestionEncoder(nn.Module):
 
     def forward(self, features: Tensor, word_embedding: nn.Embedding, *, detail: str = "") -> Tensor:
         """``(B, C, h, w)`` -> ``(B, 1 + h*w + Q, D)``; ``detail`` is one of the configuration's, or empty."""
-        question: Tensor = getattr(self, f"ask_{detail or next(iter(self.config.token_ids))}")
-        words = word_embedding(question) * self.config.embedding_scale
+        words = word_embedding(self.token_ids(detail)) * self.config.embedding_scale
         tokens = torch.cat([self.photo_tokens(features), words.expand(len(features), -1, -1)], dim=1)
         tokens = self.norm(tokens + self.positions.weight[: tokens.shape[1]])
         for layer in self.layers:
             tokens = layer(tokens)
         final: Tensor = tokens
         return final
+
+    def token_ids(self, detail: str = "") -> Tensor:
+        """The question ``(Q,)`` of a detail, by default the first one's."""
+        question: Tensor = getattr(self, f"ask_{detail or next(iter(self.config.token_ids))}")
+        return question
 
     def photo_tokens(self, features: Tensor) -> Tensor:
         """``(B, C, h, w)`` -> ``(B, 1 + h*w, D)``."""

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[Callable[[Path], Checkpoint], str]] = {
     "ours": (lambda _: tiny_checkpoint(), "the decoder, after our encoder"),
     "blip": (converted(huggingface.save_blip), "the whole model"),
     "vit-gpt2": (converted(huggingface.save_vit_gpt2), "the whole model"),
+    "florence2": (converted(huggingface.save_florence2), "the whole model"),
     "vit-gpt2 of two widths": (converted(huggingface.save_vit_gpt2, width=16), "the whole model"),
 }
 

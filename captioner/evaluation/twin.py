@@ -42,8 +42,8 @@ class Twin:
 def build_twin(checkpoint: Checkpoint) -> Twin:
     """Build the twin on the checkpoint's own device and in its number type.
 
-    A BLIP's and a ViT-GPT2's is the whole model. Any other pre-norm decoder's is GPT-2 with cross-attention;
-    `transformers` has no such encoder, so ours runs before it.
+    A BLIP's, a ViT-GPT2's and a Florence-2's is the whole model. Any other pre-norm decoder's is GPT-2 with
+    cross-attention; `transformers` has no such encoder, so ours runs before it.
 
     Raises:
         OptionsError: `transformers` has no decoder of this shape.
@@ -51,9 +51,12 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
     model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
     bare_vit = is_bare_vit(config)
     like = model.decoder.word_embedding.weight
-    is_blip = config.decoder.norm == "post"
+    is_florence = config.question is not None
+    is_blip, whole = config.decoder.norm == "post" and not is_florence, bare_vit or is_florence
     with quiet_transformers():
-        if config.decoder.norm == "pre":
+        if is_florence:
+            network = _florence2(config, special, their_tensors(model))
+        elif config.decoder.norm == "pre":
             network = _vision_encoder_decoder(config, special, their_tensors(model), bare_vit=bare_vit)
         elif bare_vit and _is_bert(config.decoder):
             network = _blip(config, special, their_tensors(model))
@@ -62,8 +65,10 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
     network = network.eval().requires_grad_(False).to(like.device, like.dtype)
 
     def encode(pixel_values: Tensor) -> Tensor:
-        if not bare_vit:
+        if not whole:
             return model.encode(pixel_values).region_tokens
+        if model.question is not None:
+            return _photo_and_question(network, pixel_values, model.question.token_ids())
         vision = network.vision_model if is_blip else network.encoder
         tokens: Tensor = vision(pixel_values)[0]
         return tokens
@@ -92,11 +97,12 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
             no_repeat_ngram_size=options.no_repeat_ngram_size,
             bad_words_ids=[list(ids) for ids in special.bad_words_ids] or None,
             do_sample=False,
+            **({"forced_eos_token_id": special.forced_end} if is_florence else {}),
         )
-        return [_until(row[1:], special.eos_id) for row in rows.tolist()]
+        return [_until(row[len(special.start_ids) :], special.eos_id) for row in rows.tolist()]
 
-    scope = "the whole model" if bare_vit else "the decoder, after our encoder"
-    return Twin(scope, bare_vit, encode, search)
+    scope = "the whole model" if whole else "the decoder, after our encoder"
+    return Twin(scope, whole, encode, search)
 
 
 def _is_bert(decoder: DecoderConfig) -> bool:
@@ -141,6 +147,44 @@ def _blip(config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tens
     return BlipForConditionalGeneration.from_pretrained(None, config=settings, state_dict=tensors)
 
 
+def _florence2(config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tensor]) -> Any:
+    from transformers import Florence2Config, Florence2ForConditionalGeneration
+
+    decoder, question = config.decoder, config.question
+    assert question is not None
+    text = {
+        "model_type": "bart",
+        "vocab_size": decoder.vocab_size,
+        "d_model": decoder.width,
+        "max_position_embeddings": decoder.max_positions,
+        "activation_function": _activation(decoder),
+        "scale_embedding": decoder.embedding_scale != 1,
+    }
+    for side, part in (("encoder", question), ("decoder", decoder)):
+        text |= {f"{side}_layers": part.layers, f"{side}_attention_heads": part.heads}
+        text |= {f"{side}_ffn_dim": part.mlp_width}
+    settings = Florence2Config(text_config=text, vision_config=dict(config.backbone.options["config"]))
+    network = Florence2ForConditionalGeneration.from_pretrained(None, config=settings, state_dict=tensors)
+    found = network.generation_config
+    found.decoder_start_token_id, *forced = special.start_ids
+    found.forced_bos_token_id = forced[0] if forced else None
+    found.eos_token_id, found.pad_token_id = special.eos_id, special.pad_id
+    return network
+
+
+def _photo_and_question(network: Any, pixel_values: Tensor, question: Tensor) -> Tensor:
+    """What Florence-2's own encoder makes of photos ``(B, 3, H, W)`` and one question ``(Q,)``."""
+    photo = network.get_image_features(pixel_values).pooler_output
+    words = network.get_input_embeddings()(question).expand(len(photo), -1, -1)
+    encoder = network.model.language_model.encoder
+    tokens: Tensor = encoder(inputs_embeds=torch.cat([photo, words], dim=1)).last_hidden_state
+    return tokens
+
+
+def _activation(decoder: DecoderConfig) -> str:
+    return "gelu_new" if decoder.activation == "gelu_tanh" else decoder.activation
+
+
 def _vision_encoder_decoder(
     config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tensor], *, bare_vit: bool
 ) -> Any:
@@ -157,7 +201,7 @@ def _vision_encoder_decoder(
             n_head=decoder.heads,
             n_inner=decoder.mlp_width,
             n_positions=decoder.max_positions,
-            activation_function="gelu_new" if decoder.activation == "gelu_tanh" else decoder.activation,
+            activation_function=_activation(decoder),
             layer_norm_epsilon=decoder.eps,
             bos_token_id=special.start_ids[0],
             eos_token_id=special.eos_id,
