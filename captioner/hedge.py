@@ -36,6 +36,9 @@ wooden young younger
 """
     ),
 }
+INTENSIFIERS = {"very", "so", "really", "quite"}
+"""They go with the adjective after them."""
+
 PARTICLES = {"of", "up", "down", "off", "out", "over", "to"}
 """What stands before these often asks for what comes after: "a group of", "a close up"."""
 
@@ -136,6 +139,9 @@ def _adjective_runs(plain: Sequence[str], start: int, end: int) -> Iterator[rang
     """The adjectives that a noun can do without, those joined by "and" together."""
     index = start
     while index < end:
+        first = index
+        while index + 1 < end and plain[index] in INTENSIFIERS:
+            index += 1
         if plain[index] not in ADJECTIVES:
             index += 1
             continue
@@ -143,7 +149,7 @@ def _adjective_runs(plain: Sequence[str], start: int, end: int) -> Iterator[rang
         while stop + 1 < end and plain[stop] == "and" and plain[stop + 1] in ADJECTIVES:
             stop += 2
         if stop < end and plain[stop] not in FUNCTION_WORDS:
-            yield range(index, stop)
+            yield range(first, stop)
         index = stop
 
 
