@@ -32,7 +32,8 @@ def finished_checkpoint(name: str, *, description: str = "", dropout: float | No
         CheckpointError: there is no such model, or it is damaged.
         OptionsError: it does not run on our own loop.
     """
-    checkpoint = load(name, device="cpu", dtype="float32").checkpoint
+    model = load(name, device="cpu", dtype="float32")
+    checkpoint = model.checkpoint
     if checkpoint is None:
         raise OptionsError(
             f"{name} cannot be trained here: only models that run on Captioner's own decoder can, such as "
@@ -43,8 +44,7 @@ def finished_checkpoint(name: str, *, description: str = "", dropout: float | No
             for module in part.modules() if part is not None else ():
                 if isinstance(module, nn.Dropout):
                     module.p = dropout
-    description = description or f"fine-tuned from {checkpoint.description or name}"
-    return replace(checkpoint, description=description)
+    return replace(checkpoint, description=description or f"fine-tuned from {model.name}")
 
 
 def unknown_words(tokenizer: CaptionTokenizer, captions: Iterable[str]) -> Counter[str]:

@@ -15,7 +15,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 """``"auto"`` is bfloat16 where the device multiplies matrices faster in it: GPUs, and CPUs made for it."""
 
 FROZEN_STAGES = 6
-LORA_RATE = 3e-4  # additions start from nothing, and there are few of them
+LORA_RATE = 1e-3  # additions start from nothing, and there are few of them
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TrainingOptions:
         ),
     ] = 0.0
     learning_rate: Annotated[
-        float, Offered("Highest learning rate of cross-entropy training.", min=0, tuned=5e-5)
+        float, Offered("Highest learning rate of cross-entropy training.", min=0, tuned=1e-4)
     ] = 6e-4
     backbone_rate: Annotated[
         float,
