@@ -40,6 +40,7 @@ class ModelServer:
         fault: chooses what goes wrong: ``429``, ``500``, any other status, ``slow``, ``cut``, ``nonsense``,
             ``empty``, ``endless``, ``refuse``.
         finish: why it ends an answer: ``stop`` or ``length``.
+        plain: whether it answers in a plain text whatever form is asked for.
         logprobs: ``yes``, ``no`` (it tells none) or ``refuse`` (it answers 400 to who asks).
         together: it answers none before so many requests are under way.
         bodies: of all requests, in the order they came.
@@ -50,6 +51,7 @@ class ModelServer:
 
     fault: Fault = no_fault
     finish: str = "stop"
+    plain: bool = False
     logprobs: str = "yes"
     key: str = ""
     retry_after: str = "0"
@@ -123,9 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(400, {"error": {"message": "logprobs are not supported"}})
         if self.failed(fault, text):
             return None
-        tokens = pieces(text) if self.state.logprobs == "yes" and body.get("logprobs") else None
+        said = in_form(text, body.get("response_format") and not self.state.plain)
+        tokens = pieces(said) if self.state.logprobs == "yes" and body.get("logprobs") else None
         if not body.get("stream"):
-            message = {"role": "assistant", "content": text}
+            message = {"role": "assistant", "content": said}
             if fault == "refuse":
                 message = {"role": "assistant", "content": None, "refusal": "no people, please"}
             logprobs = {"content": tokens} if tokens else None
@@ -138,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, {"object": "chat.completion", "choices": [choice]})
         else:
             events = []
-            for token in pieces(text):
+            for token in pieces(said):
                 logprobs = {"content": [token]} if tokens else None
                 events.append({"choices": [{"delta": {"content": token["token"]}, "logprobs": logprobs}]})
             end = {"choices": [{"delta": {}, "finish_reason": self.state.finish}]}
@@ -156,11 +159,12 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.state.take(body, text)
         if self.failed(fault, text):
             return None
-        tokens = pieces(text)
+        said = in_form(text, body.get("format") and not self.state.plain)
+        tokens = pieces(said)
         known = self.state.logprobs == "yes" and body.get("logprobs")
         if not body["stream"]:
             end = {"done": True, "done_reason": self.state.finish}
-            answer: dict[str, Any] = {"message": {"role": "assistant", "content": text}, **end}
+            answer: dict[str, Any] = {"message": {"role": "assistant", "content": said}, **end}
             self.answer(200, answer | ({"logprobs": tokens} if known else {}))
         else:
             parts: list[dict[str, Any]] = []
@@ -234,6 +238,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(b"0\r\n\r\n")
+
+
+def in_form(text: str, form: object) -> str:
+    """A text, or JSON that holds it, on several lines, where a form is asked for."""
+    return json.dumps({"said": text, "two  spaces": True}, indent=2) if form else text
 
 
 def pieces(text: str) -> list[dict[str, Any]]:
