@@ -1,4 +1,4 @@
-"""VisionEncoderDecoderModels of every encoder and decoder, against `transformers`."""
+"""VisionEncoderDecoderModels of every encoder and decoder, and BLIP's maps, against `transformers`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pairs
 import pytest
 import torch
+from huggingface import save_blip
 from images import draw_noise
 from safetensors.torch import load_file, save_file
 from test_convert import until_end
@@ -75,6 +76,25 @@ def maps_by_hand(theirs: Any, photo: Tensor, ids: tuple[int, ...], encoder: str)
     )
     mean = torch.stack(out.cross_attentions).mean((0, 2))[0, :, pairs.PREFIX[encoder] :]
     return (mean / mean.sum(-1, keepdim=True)).view(-1, *pairs.GRIDS[encoder])
+
+
+@torch.inference_mode()
+def test_blips_maps_are_those_of_transformers(tmp_path: Path):
+    theirs = save_blip(tmp_path)
+    theirs.set_attn_implementation("eager")
+    ours = read_hugging_face(tmp_path)
+    special, ids = ours.tokenizer.config, (7, 9, 12, 5)
+    encoded = ours.model.encode(torch.randn(2, 3, 32, 32))
+    maps = token_maps(ours.model.decoder, encoded, special.start_ids, [[ids], [ids]], special.pad_id)
+    out = theirs.text_decoder(
+        torch.tensor([[*special.start_ids, *ids[:-1]]]).expand(2, -1),
+        encoder_hidden_states=encoded.region_tokens,
+        output_attentions=True,
+    )
+    mean = torch.stack(out.cross_attentions).mean((0, 2))[:, :, 1:]
+    expected = (mean / mean.sum(-1, keepdim=True)).view(2, len(ids), 4, 4)
+    torch.testing.assert_close(torch.stack([each for (each,) in maps]), expected, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-2)
 
 
 @pytest.mark.parametrize(
