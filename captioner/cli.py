@@ -31,12 +31,14 @@ from captioner.commandline import (
     generation_options,
     one_line,
     takes_generation_options,
+    telling,
 )
 from captioner.compare import caption_paths, compare, print_comparison, write_comparison
 from captioner.errors import CaptionerError, ImageError, OptionsError
 from captioner.evaluation.benchmark_command import benchmark
 from captioner.evaluation.calibrate_command import calibrate
 from captioner.evaluation.command import evaluate
+from captioner.model_commands import download, models
 from captioner.serve import serve
 from captioner.training.average_command import average
 from captioner.training.command import train
@@ -185,43 +187,19 @@ def caption(
 
 
 @app.command()
-def models(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Say what this model can do; anything that --model takes.", show_default=False),
-    ] = None,
-) -> None:
-    """List the models that --model knows by name: name, size, directory and description, tab-separated.
-
-    Of one model: its name and description, then what it can give and, where it cannot, why not.
-    """
-    from captioner import list_models
-
-    if model is not None:
-        captioner = ctx.obj(model, device="cpu", dtype="auto")
-        print(captioner.name, one_line(captioner.description), sep="\t")
-        for name, reason in captioner.lacks.to_dict().items():
-            print(name, *(["yes"] if reason is None else ["no", reason]), sep="\t")
-        return
-    for each in list_models():
-        size = f"{each.megabytes:.0f} MB"
-        print(each.name, size, one_line(str(each.path)), one_line(each.description), sep="\t")
-
-
-@app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A directory or a model of the hub: owner/name[@revision].")],
+    source: Annotated[str, typer.Argument(help="A directory or a model of the hub.")],
     dest: Annotated[Path, typer.Argument(help="A new directory for the converted checkpoint.")],
 ) -> None:
     """Convert a BLIP, Florence-2, ViT-GPT2 or similar checkpoint of Hugging Face to Captioner's format."""
     from captioner.convert import convert as run
 
-    checkpoint = run(source, dest)
+    with telling():
+        checkpoint = run(source, dest)
     print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
-for command in (batch, train, average, evaluate, calibrate, benchmark, serve):
+for command in (models, download, batch, train, average, evaluate, calibrate, benchmark, serve):
     app.command()(command)
 
 
@@ -235,7 +213,8 @@ def _load(name_or_path: str, /, *, device: str, dtype: str) -> Captioner:
 
     gc.disable()
     try:
-        return load(name_or_path, device=device, dtype=dtype)
+        with telling():
+            return load(name_or_path, device=device, dtype=dtype)
     finally:
         gc.enable()
         gc.freeze()

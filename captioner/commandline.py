@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,13 +24,14 @@ __all__ = [
     "generation_options",
     "one_line",
     "takes_generation_options",
+    "telling",
 ]
 
 Model = Annotated[
     str,
     typer.Option(
-        help="A name that `captioner models` lists, a checkpoint directory, a model of the hub, or a model "
-        "on a server: http://HOST/v1#NAME, ollama://HOST#NAME."
+        help="A name that `captioner models` or `captioner models --all` lists, a checkpoint directory, a "
+        "model of the Hugging Face hub: owner/name, or one on a server: http://HOST/v1#NAME, ollama://HOST#NAME."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -134,6 +137,25 @@ def generation_options(ctx: typer.Context, *, attention: bool) -> GenerationOpti
 def complain(error: Exception | str) -> None:
     """One line on stderr."""
     print(f"captioner: {one_line(str(error))}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Print what the library has to tell of a download, a line for each on stderr."""
+    logger, lines = logging.getLogger("captioner.hub"), _Lines()
+    level = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
 
 
 def one_line(text: str) -> str:

@@ -31,7 +31,6 @@ __all__ = [
     "resolve_dtype",
 ]
 
-HUB_NAME = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 OWN_NAME = re.compile(r"(?![A-Za-z]+://)(\w[\w.:@/+-]*)=(.+)")
 """A name that somebody gives to a model, and the model; an address may have such a sign in it, too."""
 DTYPES = ("float32", "float16", "bfloat16")
@@ -133,20 +132,22 @@ def model_name(name_or_path: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: there is no such model on this machine, and it cannot be one of the hub or a server.
     """
+    from captioner.hub import is_hub_name, is_local
     from captioner.runners import Address, is_address
 
     name = os.fspath(name_or_path)
     if is_address(name):
         return Address.parse(name).model
     directory = model_directory(name)
-    if directory.is_dir():
+    if is_local(directory):
         return directory.resolve().name
     # A path whose folder exists is a mistyped path, and nobody on the network need hear of it
-    if not re.fullmatch(HUB_NAME, name) or directory.parent.is_dir():
+    mistyped = "/" in name and directory.parent.is_dir()
+    if mistyped or not is_hub_name(name):
         known = ", ".join(model.name for model in list_models()) or "none found"
         raise CheckpointError(
             f"no model {name!r}: give a checkpoint directory, a model of the Hugging Face hub as owner/name, "
-            f"or one of these names: {known}"
+            f"a name of `captioner models --all`, or one of these: {known}"
         )
     return name
 
@@ -161,11 +162,11 @@ def load(
 
     Args:
         name_or_path: a name that :func:`list_models` gives, or a checkpoint directory; also a Hugging Face
-            checkpoint, a directory or ``owner/name`` on the hub: BLIP, Florence-2, ViT-GPT2 and
-            similar models are converted in memory each time, all others are run by `transformers`.
-            ``http://HOST/v1#NAME`` is a model on a server that speaks OpenAI's API, ``ollama://HOST#NAME``
-            one of Ollama: photos are sent there, as the ``CAPTIONER_REMOTE_*`` variables say; device and
-            dtype have no effect then.
+            checkpoint: a directory, ``owner/name`` on the hub, or a short name of ``captioner models --all``.
+            It is downloaded once. BLIP, Florence-2, ViT-GPT2 and similar models are converted in memory each
+            time, all others are run by `transformers`. ``http://HOST/v1#NAME`` is a model on a server that
+            speaks OpenAI's API, ``ollama://HOST#NAME`` one of Ollama: photos are sent there, as the
+            ``CAPTIONER_REMOTE_*`` variables say; device and dtype have no effect then.
         device: ``auto`` (CUDA, then MPS, then CPU), or as torch names it: ``cpu``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``float16`` or ``bfloat16``; auto is float32 on a CPU, float16 on a GPU,
             but there bfloat16 for vision-language models. ``int4`` is for those alone: their text decoder's
@@ -178,7 +179,8 @@ def load(
     """
     from captioner.captioner import Captioner
     from captioner.checkpoint import load_checkpoint
-    from captioner.convert import fetch, is_hugging_face, read_hugging_face
+    from captioner.convert import is_hugging_face, read_hugging_face
+    from captioner.hub import fetch, is_local, with_safetensors
     from captioner.memory import keep_freed_memory
     from captioner.runners import (
         Address,
@@ -201,9 +203,11 @@ def load(
     if dtype != INT4:
         resolve_dtype(dtype, on)  # an unknown one is refused before anything is fetched
     directory = model_directory(place)
-    if not directory.is_dir():
+    if not is_local(directory):
         directory = fetch(place)
-    elif not is_hugging_face(directory):
+    elif is_hugging_face(directory):
+        directory = with_safetensors(directory)
+    else:
         number = resolve_dtype(dtype, on)
         return Captioner(CheckpointRunner(load_checkpoint(directory, device=on, dtype=number)), name=name)
     if not is_sequence_model(directory) and is_vision_language(directory):

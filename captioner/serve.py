@@ -19,7 +19,8 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A name that `captioner models` lists, a checkpoint directory, or a model of the hub."
+            help="A name that `captioner models` or `captioner models --all` lists, a checkpoint directory, "
+            "a model of the hub, or one on a server."
         ),
     ] = None,
     device: Annotated[

@@ -53,8 +53,8 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "default",
-        description="As `--model` takes it: a name of `captioner models`, a directory, "
-        "a model of the hub or of a server",
+        description="As `--model` takes it: a name of `captioner models` or `captioner models --all`, "
+        "a directory, a model of the hub or of a server",
     )
     models: Places = Field(
         (),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,9 @@ from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
+
+_HF_HOME = tempfile.TemporaryDirectory(prefix="captioner-hub-")
+os.environ["HF_HOME"] = _HF_HOME.name  # read once, at import: no test sees or changes the user's cache
 
 CHROMIUM_FLAGS = [
     "--disable-background-networking",

@@ -11,6 +11,7 @@ import pytest
 
 from captioner import SearchOptions
 from captioner.batch.origin import made_with, what_changed
+from captioner.hub import Hub
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -24,7 +25,14 @@ def test_only_options_that_are_not_usual_are_told():
 
 
 def test_every_option_that_decides_on_a_caption_counts():
-    others: dict[str, Any] = {"bad_words": ("dog",), "stop": ("cat",), "seed": 1, "top_p": 0.5}
+    others: dict[str, Any] = {
+        "bad_words": ("dog",),
+        "stop": ("cat",),
+        "seed": 1,
+        "top_p": 0.5,
+        "detail": "full",
+        "json_schema": '{"type": "object"}',
+    }
     for field in fields(SearchOptions):
         value: Any = others.get(field.name, field.default)
         if value == field.default:
@@ -49,6 +57,19 @@ def test_weights_are_known_by_what_they_are(tmp_path: Path):
     assert [len(first), save("b", b"1") == first] == [16, True]
     assert save("a", b"2") != first
     assert made_with(str(tmp_path), SearchOptions()) == {}
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit():
+    shelf = Hub().shelf("owner/downloaded")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    directory = shelf.folder / "snapshots" / commit
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    with shelf.lock():
+        shelf.write("main", commit, "safetensors", directory, ["config.json"])
+    assert made_with("owner/downloaded", SearchOptions()) == {"weights": "0123456789abcdef"}
+    (directory / "config.json").unlink()
+    assert made_with("owner/downloaded", SearchOptions()) == {}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ ORDER = [
     "recording",
     "attention",
     "checkpoint",
+    "hub",
     "convert",
     "runners",
     "compose",
@@ -52,6 +53,7 @@ ORDER = [
     "heatmap",
     "report",
     "commandline",
+    "model_commands",
     "compare",
     "batch",
     "evaluation",
@@ -102,7 +104,7 @@ def breaches(file: str, source: str) -> list[str]:
         elif package == "captioner" and not may_import(file, rest):
             found.append(f"{name}: is not to be imported here")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and dotted(node.func) in RUNS_DATA:
+        if isinstance(node, ast.Call) and dotted(node.func) in RUNS_DATA and not reads_tensors(file, node):
             found.append(f"line {node.lineno}: {dotted(node.func)} can run what it reads")
         if (
             isinstance(node, ast.keyword)
@@ -113,6 +115,12 @@ def breaches(file: str, source: str) -> list[str]:
         if module_is_named and isinstance(node, ast.Attribute) and dotted(node.value) == "captioner":
             found += [] if node.attr in captioner.__all__ else [f"captioner.{node.attr} is not public"]
     return found
+
+
+def reads_tensors(file: str, call: ast.Call) -> bool:
+    """Whether a call is the one way in which a pickle may be opened, in the one module that may."""
+    safe = any(each.arg == "weights_only" and ast.unparse(each.value) == "True" for each in call.keywords)
+    return file == "captioner/hub/pickles.py" and dotted(call.func) == "torch.load" and safe
 
 
 def may_import(file: str, name: str) -> bool:
@@ -150,6 +158,9 @@ def test_module_keeps_the_rules(file: str):
         ("captioner/load.py", "import pickle"),
         ("captioner/load.py", "from joblib import load"),
         ("captioner/load.py", "weights = torch.load(path, weights_only=True)"),
+        ("captioner/hub/pickles.py", "weights = torch.load(path)"),
+        ("captioner/hub/pickles.py", "weights = torch.load(path, weights_only=False)"),
+        ("captioner/hub/fetch.py", "weights = torch.load(path, weights_only=True)"),
         ("captioner/load.py", "eval('1')"),
         ("captioner/convert.py", "AutoModel.from_pretrained(name, trust_remote_code=True)"),
         ("captioner/convert.py", "AutoModel.from_pretrained(name, trust_remote_code=trusted)"),
@@ -170,6 +181,7 @@ def test_breaches_are_found(file: str, source: str):
         ("captioner/training/scst.py", "from captioner.training.data import Batch"),
         ("captioner/cli.py", "from captioner import load\nfrom captioner.training.train import fit"),
         ("captioner/model.py", "model.eval()\ntorch.compile(model)"),
+        ("captioner/hub/pickles.py", "weights = torch.load(path, weights_only=True, mmap=True)"),
         ("captioner/convert.py", "AutoModel.from_pretrained(name, trust_remote_code=False)"),
         (
             "service/app.py",

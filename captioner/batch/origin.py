@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from captioner.hub import is_hub_name, is_local, record_of
 from captioner.load import model_directory
 from captioner.options import SearchOptions
 
@@ -20,7 +21,7 @@ def made_with(model: str, options: SearchOptions) -> dict[str, Any]:
     """What decides on a caption, as records have it: a digest of the model, and options that are not usual.
 
     Args:
-        model: as :func:`captioner.load` takes it; one of the hub is known by its name alone.
+        model: as :func:`captioner.load` takes it.
         options: of the search; those that every model has that sets none are left out.
     """
     weights = _digest(model)
@@ -29,10 +30,15 @@ def made_with(model: str, options: SearchOptions) -> dict[str, Any]:
 
 
 def _digest(model: str) -> str:
-    """The start of the SHA-256 of a checkpoint directory's files; empty for what is none."""
+    """The start of the SHA-256 of a checkpoint directory's files, or of the commit of a hub's model that was
+    downloaded; empty for what is neither.
+    """
     digest = hashlib.sha256()
     directory = model_directory(model)
-    files = sorted(path for path in directory.glob("*") if path.suffix in (".json", ".safetensors"))
+    if not is_local(directory) and is_hub_name(model):
+        record = record_of(model)
+        return record.commit[:16] if record else ""
+    files = sorted(path for path in directory.glob("*") if path.suffix in (".json", ".safetensors", ".bin"))
     for path in files:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,9 +1,8 @@
-"""The files of a Hugging Face checkpoint: fetched, and read without any code of theirs."""
+"""The files of a Hugging Face checkpoint, read without any code of theirs."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from captioner.errors import CheckpointError
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
 __all__ = [
-    "fetch",
     "generation_defaults",
     "image_settings",
     "read_json",
@@ -25,31 +23,6 @@ __all__ = [
     "read_tokenizer",
     "weight_files",
 ]
-
-
-def fetch(source: str | os.PathLike[str]) -> Path:
-    """The directory of a checkpoint: ``source`` itself, or where the hub's cache has that model.
-
-    Args:
-        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``, which is
-            downloaded where the hub's cache lacks it.
-
-    Raises:
-        CheckpointError: there is no such directory, and the hub gives no such model.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = str(source).partition("@")
-    patterns = ["*.json", "*.jinja", "*.safetensors"]
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:  # of the hub's library, its HTTP client's, or the operating system
-        raise CheckpointError(
-            f"there is no directory {source}, and the Hugging Face hub does not give a model of that name: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -80,11 +53,8 @@ def weight_files(directory: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(
-            f"{directory} is not a complete checkpoint: {', '.join(missing)} missing. If its weights are in "
-            "pytorch_model.bin: that is a pickle, which can run any code when it is opened, so it is never "
-            "read. On the hub, give the revision of a pull request that adds model.safetensors "
-            "(owner/name@refs/pr/N); or, where you trust the file, open it with from_pretrained of the "
-            "model's class in `transformers` and write it anew with save_pretrained."
+            f"{directory} is not a complete checkpoint: {', '.join(missing)} missing. Weights are read from "
+            "model.safetensors, whole or in shards, and from pytorch_model.bin."
         )
     return files
 

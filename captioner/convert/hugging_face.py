@@ -18,7 +18,6 @@ from typing import Any, Literal
 from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
 from captioner.convert.encoder_decoder import encoder_decoder_shape, vit
 from captioner.convert.files import (
-    fetch,
     generation_defaults,
     image_settings,
     read_json,
@@ -30,6 +29,7 @@ from captioner.convert.shape import Shape, activation
 from captioner.convert.tensors import BLIP, our_tensors
 from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
+from captioner.hub import fetch, is_local, with_safetensors
 from captioner.image import ImageProcessor
 from captioner.model import ModelConfig, model_without_weights
 from captioner.tokenizer import CaptionTokenizer
@@ -51,8 +51,7 @@ def convert(source: str | os.PathLike[str], destination: Path) -> Checkpoint:
     """Write a Hugging Face checkpoint in our format, in the number type that it has.
 
     Args:
-        source: a directory, or a model of the hub as ``owner/name`` or ``owner/name@revision``, which is
-            downloaded where the hub's cache lacks it.
+        source: a directory, or a model of the hub, which is downloaded where the cache lacks it.
         destination: a directory that does not exist or is empty.
 
     Raises:
@@ -60,8 +59,11 @@ def convert(source: str | os.PathLike[str], destination: Path) -> Checkpoint:
     """
     if destination.exists() and any(destination.iterdir()):
         raise CheckpointError(f"{destination} is not empty: give a new directory to write to")
-    directory = fetch(source)
-    checkpoint = read_hugging_face(directory, name=None if Path(source).is_dir() else str(source))
+    path, name = Path(source), os.fspath(source)
+    if is_local(path):
+        checkpoint = read_hugging_face(with_safetensors(path), name=path.resolve().name)
+    else:
+        checkpoint = read_hugging_face(fetch(name), name=name)
     dtype = checkpoint.model.decoder.word_embedding.weight.dtype
     save_checkpoint(checkpoint, destination, dtype=dtype)
     return checkpoint
@@ -80,7 +82,7 @@ def read_hugging_face(directory: Path, *, name: str | None = None) -> Checkpoint
     which means something else here.
 
     Args:
-        directory: of the checkpoint, as :func:`fetch` gives it.
+        directory: of the checkpoint, with its weights in safetensors.
         name: what to call it; None for the directory's own.
 
     Returns:

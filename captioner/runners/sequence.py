@@ -41,7 +41,7 @@ def read_sequence_model(
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     library: Any = import_module("transformers")
-    weight_files(directory)  # refuses a pickle with a better word than transformers has for it
+    weight_files(directory)  # says what is missing in fewer words than transformers
     settings = read_json(directory / "generation_config.json", optional=True)
     with refusing_damage(directory), quiet_transformers():
         network, report = library.GitForCausalLM.from_pretrained(

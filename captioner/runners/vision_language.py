@@ -72,7 +72,7 @@ def read_vision_language(
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     library: Any = import_module("transformers")
-    weight_files(directory)  # refuses a pickle with a better word than transformers has for it
+    weight_files(directory)  # says what is missing in fewer words than transformers
     if int4:
         check_int4(device)
     with refusing_damage(directory):

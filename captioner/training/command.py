@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captioner.commandline import complain
+from captioner.commandline import complain, telling
 from captioner.errors import OptionsError
 from captioner.training.offered import setting, takes_training_options
 from captioner.training.options import PhotoSet, TrainingOptions, TrainingSet
@@ -160,7 +160,8 @@ def train(
         )
     else:
         _refuse_with_init(backbone=backbone, width=width, layers=layers)
-        checkpoint = finished_checkpoint(init, description=description, dropout=dropout)
+        with telling():
+            checkpoint = finished_checkpoint(init, description=description, dropout=dropout)
         _tell_of_unknown_words(checkpoint, sets, init)
     checkpoint.model.to(resolve_device(device))
     earlier = None if word_tags_from is None else finished_checkpoint(word_tags_from)
