@@ -110,10 +110,10 @@ def _models(settings: Settings, captioner: Captioner | None, load: Loader, metri
     else:
         choices = named_models(settings.places)
 
+    given = [] if captioner is None else [captioner]  # given away, so that it is gone once it is unloaded
+
     def find(place: str) -> Captioner:
-        if captioner is not None and place == choices[0].place:
-            return captioner
-        return load(place, device=settings.device, dtype=settings.dtype)
+        return given.pop() if given else load(place, device=settings.device, dtype=settings.dtype)
 
     return Models(
         choices,

@@ -167,7 +167,7 @@ class Models:
         """
         self._warm_up = warm_up
         for model in self.all:
-            if model is self.first or model.sends_photos_to:
+            if model.captioner is None and (model is self.first or model.sends_photos_to):
                 self._keep(model, await self._load_with_room(model))
 
     @contextlib.asynccontextmanager

@@ -53,8 +53,12 @@ def run(given: Mapping[str, Any], load: Loader) -> None:
             )
             return run_processes(config, settings, devices, listener)
         settings = settings.model_copy(update={"device": devices[0]})
-        captioner = load(first.place, device=settings.device, dtype=settings.dtype)
-        app = create_app(settings, captioner, load=load, local_only=settings.local_only)
+        app = create_app(
+            settings,
+            load(first.place, device=settings.device, dtype=settings.dtype),
+            load=load,
+            local_only=settings.local_only,
+        )
         config = uvicorn_config(app, settings)
         uvicorn.Server(config).run([listener])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
@@ -24,7 +25,9 @@ from tiny import tiny_captioner
 from captioner import Captioner, CheckpointError, NamedModel, OptionsError
 from captioner.runners import Address
 from captioner.runners.remote import RemoteRunner
+from service.app import create_app
 from service.models import Models
+from service.settings import Settings
 
 NAMES = "zero=made/0, one=made/1, two=made/2"
 SIZE = tiny_captioner().weight_bytes
@@ -179,6 +182,30 @@ def test_the_longest_unused_is_unloaded_and_loaded_again(serve, shelf: Shelf, ph
         assert 'captioner_model_bytes{model="zero"} 0.0' in text
         assert 'captioner_model_loads_total{model="one"} 2.0' in text
         assert 'captioner_images_total{model="two",outcome="captioned"} 2.0' in text  # one is the warm-up's
+
+
+def test_a_first_model_that_was_given_is_gone_once_it_is_unloaded(shelf: Shelf):
+    given = tiny_captioner(seed=0)
+    settings = Settings(models="zero=made/0, same=made/0", models_memory_mb=0.5 * SIZE / 1e6)
+    app, gone = create_app(settings, given, load=shelf), weakref.ref(given)
+    del given
+
+    async def test() -> None:
+        async with app.router.lifespan_context(app):
+            models = app.state.service.engine.models
+            assert shelf.loaded == []
+            async with models.use(models.find("same")) as other:
+                assert other is not gone()
+                assert other.name == "same"
+            assert models.first.captioner is None
+            async with asyncio.timeout(30):
+                while gone() is not None:
+                    await asyncio.sleep(0.01)
+            async with models.use(models.first) as again:
+                assert again.name == "zero"
+        assert shelf.loaded == ["made/0", "made/0"]
+
+    asyncio.run(test())
 
 
 def test_one_that_is_too_large_alone_is_kept_until_another_is_wanted(serve, shelf: Shelf, photo: bytes):
