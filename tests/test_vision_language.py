@@ -428,7 +428,9 @@ def test_the_command_line_asks_and_says_what_it_gives(
     assert len(err.splitlines()) == 1, "nothing of what transformers says"
     assert main(["models", str(tmp_path / "qwen")]) == 0
     gives = dict(line.split("\t", 1) for line in capsys.readouterr().out.splitlines()[1:])
-    assert set(gives.values()) == {"yes"}
+    for name in ("attention", "streaming", "seeds", "beams", "stops", "instructions"):
+        assert gives[name] == "yes"
+    assert gives["details"].startswith("no\t")
 
 
 def test_a_number_type_and_a_move(tmp_path: Path):
