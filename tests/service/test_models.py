@@ -27,6 +27,7 @@ from captioner.runners import Address
 from captioner.runners.remote import RemoteRunner
 from service.app import create_app
 from service.models import Models
+from service.server import _settings as read_settings
 from service.settings import Settings
 
 NAMES = "zero=made/0, one=made/1, two=made/2"
@@ -323,6 +324,15 @@ def test_models_of_other_servers_are_named_before_anything_is_sent(serve, shelf:
             assert server.bodies == []
             assert ask(client, photo, "far").json()["captions"][0]["caption"].startswith("a photo 120 wide")
             assert len(server.bodies) == 1
+
+
+def test_one_model_on_the_command_line_counts_more_than_several_in_a_variable(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("CAPTIONER_MODELS", "default, big=/data/my models/big\nfar=http://gpu/v1#a=b")
+    places = ("default", "big=/data/my models/big", "far=http://gpu/v1#a=b")
+    assert read_settings({}).places == places
+    assert read_settings({"model": "blip"}).places == ("blip",)
 
 
 @pytest.mark.parametrize("alias", ["one=zero", "x=four", "one"])
