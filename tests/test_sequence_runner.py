@@ -216,7 +216,7 @@ def drop_a_weight(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "pickle"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
     "weights that lack one": (drop_a_weight, "do not fit config.json"),
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\1"), "cannot be loaded"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded|tokenizer.json"),

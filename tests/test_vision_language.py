@@ -395,7 +395,7 @@ def drop_a_weight(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "pickle"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
     "weights that lack one": (drop_a_weight, "do not fit config.json"),
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\1"), "cannot be loaded"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "cannot be loaded"),
