@@ -27,7 +27,7 @@ def add_lora(model: CaptionModel, *, rank: int, seed: int) -> None:
     All other parameters of the model no longer take a gradient.
 
     Raises:
-        OptionsError: `peft` is missing, or no linear layer is to be trained.
+        OptionsError: `peft` is missing.
     """
     if find_spec("peft") is None:
         raise OptionsError("--lora needs peft: pip install 'captioner[lora]'")
