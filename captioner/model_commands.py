@@ -93,7 +93,9 @@ def _print_catalogue() -> None:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(*HEAD, box=None)
+        table = Table(box=None)
+        for column in HEAD:
+            table.add_column(column, overflow="fold", no_wrap=column == "name")
         for name, model_id, revision, *others in rows:
             table.add_row(name, model_id, revision[:12], *others)
         Console().print(table)
