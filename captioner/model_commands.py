@@ -60,10 +60,11 @@ def download(
     download is stopped, the same command continues it. The commit that came first is kept until --update.
     """
     from captioner.hub import fetch, is_local
-    from captioner.load import model_directory
+    from captioner.load import model_directory, model_name
 
     with telling():
         for name in names:
+            model_name(name)  # a mistyped path is refused, and nobody on the network hears of it
             directory = model_directory(name)
             if not is_local(directory):
                 directory = fetch(name, update=update)

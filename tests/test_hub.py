@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import captioner
 from captioner import CheckpointError
+from captioner.cli import main
 from captioner.hub import CATALOGUE, Hub, fetch, is_local, known_model, record_of, with_safetensors
 
 NAME = "someone/tiny"
@@ -277,6 +278,14 @@ class TestFaults:
         server.add(NAME, vit_gpt2, private=True)
         assert "for which HF_TOKEN must be set" in refusal(NAME, hub)
         fetch(NAME, hub=replace(hub, token="hf_right"))
+
+    def test_a_mistyped_path_is_none_of_the_networks_business(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        Path("weights").mkdir()
+        assert main(["download", "weights/three"]) == 1
+        assert "no model 'weights/three'" in capsys.readouterr().err
+        assert main(["download", "default"]) == 0
+        assert capsys.readouterr().out.startswith("default\t")
 
     def test_a_name_that_no_model_has(self, hub):
         assert "no name that a model of the hub can have" in refusal("a..b/--c", hub)
