@@ -70,7 +70,7 @@ class LogitsRules:
         assert all([rules.prompt_ids, *rules.bad_words_ids]), "a start token, and no empty bad word"
         self.options, self.rules, self.eos_id = options, rules, rules.eos_id
         self.steps = rules.steps(options)
-        self.prompt = torch.tensor(rules.prompt_ids[1:], dtype=torch.int64, device=device)
+        self.prompt = torch.tensor(rules.prompt_ids, dtype=torch.int64, device=device)
         self.bad_words = bad_word_table(rules.bad_words_ids, device) if rules.bad_words_ids else None
         self.grammar = Grammar(rules.classes, rules.eos_id, device) if rules.classes else None
 
@@ -81,13 +81,15 @@ class LogitsRules:
             forced = torch.full_like(scores, -torch.inf)
             forced[..., self.rules.forced_end].fill_(0)
             return forced
-        history = torch.cat([self.prompt.expand(*tokens.shape[:2], -1), tokens], dim=-1)
+        text = torch.cat([self.prompt.expand(*tokens.shape[:2], -1), tokens], dim=-1)
+        history = text[..., 1:]
         if options.repetition_penalty != 1:
             scores = penalise_repetition(scores, history, options.repetition_penalty)
         penalised = scores
         bans = []
         if options.no_repeat_ngram_size:
-            bans.append(repeated_ngrams(history, options.no_repeat_ngram_size))
+            size = options.no_repeat_ngram_size  # as `transformers`, with the start; alone it may be the end
+            bans.append(repeated_ngrams(text if size > 1 else history, size))
         if self.bad_words is not None:
             bans.append(bad_words(history, self.bad_words))
         if self.grammar is not None:

@@ -39,6 +39,16 @@ def test_what_is_forced_counts_and_ends_a_text():
     assert found[..., 2].eq(0).all(), "an end that is no choice costs nothing"
 
 
+def test_an_ngram_may_begin_with_the_start_token_but_that_token_alone_is_none():
+    rules = DecodeRules(prompt_ids=(2, 0), eos_id=2, pad_id=1)
+    said = torch.tensor([5, 2]).expand(IMAGES, ROWS, -1)  # after 2, 0, as if the start token had been said
+    for size, banned in ((1, {0, 2, 5}), (2, {0}), (3, set[int]())):
+        apply = LogitsRules(SearchOptions(no_repeat_ngram_size=size), rules, CPU)
+        assert allowed(apply(random_scores(), said)) == [set(range(VOCAB)) - banned] * IMAGES * ROWS
+    apply = LogitsRules(SearchOptions(no_repeat_ngram_size=1), rules, CPU)
+    assert 2 in allowed(apply(random_scores(), said[..., :1]))[0], "a text may end that began with that token"
+
+
 def random_scores() -> Tensor:
     return torch.randn(IMAGES, ROWS, VOCAB).log_softmax(-1)
 
