@@ -94,12 +94,12 @@ class ImageProcessor:
 
         inside, size = slice(self.margin, self.margin + self.size), (self.shown, self.shown)
         if box in (None, (0, 0, *pixels.size)) and torch.backends.cpu.get_cpu_capability() in _FAST:
-            # by numpy: torch would start a team of OpenMP threads for each thread that decodes
             planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
             resize = torch.nn.functional.interpolate
             square = resize(planes[None], size, mode=self.resample, antialias=True)[0]
         else:
             squashed = np.asarray(pixels.resize(size, _RESAMPLE[self.resample], box=box))
+            # by numpy: torch would start a team of OpenMP threads for each thread that decodes
             square = torch.from_numpy(np.array(squashed.transpose(2, 0, 1), order="C"))
         return square[:, inside, inside].contiguous()
 
