@@ -158,11 +158,12 @@ def test_items_are_taken_a_bounded_number_ahead(photos: list[Item]):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists a process's threads")
-def test_threads_that_decode_start_no_others():
+@pytest.mark.parametrize(("side", "margin"), [(288, 0), (400, 0), (400, 16)])
+def test_threads_that_decode_start_no_others(side: int, margin: int):
     """Torch starts a team of threads for each thread that calls it with so many numbers."""
     torch.set_num_threads(2)
-    processor = ImageProcessor(size=288, mean=(0.5,) * 3, std=(0.5,) * 3)
-    square = draw_noise(288, 288)
+    processor = ImageProcessor(size=288, mean=(0.5,) * 3, std=(0.5,) * 3, margin=margin)
+    square = draw_noise(side, side)
 
     def work(_: int) -> int:
         before = len(os.listdir("/proc/self/task"))

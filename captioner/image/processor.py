@@ -92,16 +92,17 @@ class ImageProcessor:
         """
         import torch
 
+        # copies by numpy: torch would start a team of OpenMP threads for each thread that decodes
         inside, size = slice(self.margin, self.margin + self.size), (self.shown, self.shown)
-        if box in (None, (0, 0, *pixels.size)) and torch.backends.cpu.get_cpu_capability() in _FAST:
+        whole = box in (None, (0, 0, *pixels.size)) and pixels.size != size
+        if whole and torch.backends.cpu.get_cpu_capability() in _FAST:
             planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
             resize = torch.nn.functional.interpolate
-            square = resize(planes[None], size, mode=self.resample, antialias=True)[0]
+            square = resize(planes[None], size, mode=self.resample, antialias=True)[0].numpy()
         else:
-            squashed = np.asarray(pixels.resize(size, _RESAMPLE[self.resample], box=box))
-            # by numpy: torch would start a team of OpenMP threads for each thread that decodes
-            square = torch.from_numpy(np.array(squashed.transpose(2, 0, 1), order="C"))
-        return square[:, inside, inside].contiguous()
+            squashed = pixels.resize(size, _RESAMPLE[self.resample], box=box)
+            square = np.asarray(squashed).transpose(2, 0, 1)
+        return torch.from_numpy(np.array(square[:, inside, inside], order="C"))
 
     def normalize(self, pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``(pixel_values / 255 - mean) / std`` on the tensor's own device.
