@@ -171,15 +171,14 @@ def test_a_slow_body_is_given_up(serve):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "head", ["", "GET /healthz HTTP/1.1\r\nHo", "POST /v1/captions HTTP/1.1\r\nA: b\r\n"]
-)
-def test_a_slow_head_is_given_up(serve, head: str):
-    with serve() as client:
+def test_a_slow_head_is_given_up(serve):
+    heads = [b"", b"GET /healthz HTTP/1.1\r\nHo", b"POST /v1/captions HTTP/1.1\r\nA: b\r\n"]
+    with serve() as client, contextlib.ExitStack() as stack:
         address = (client.base_url.host, client.base_url.port)
-        with socket.create_connection(address, timeout=30) as connection:
-            connection.sendall(head.encode())
-            assert answer(connection) == b""
+        waiting = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in heads]
+        for connection, head in zip(waiting, heads, strict=True):
+            connection.sendall(head)
+        assert [answer(connection) for connection in waiting] == [b""] * len(heads)
         assert client.get("/healthz").status_code == 200
 
 
