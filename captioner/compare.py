@@ -81,7 +81,8 @@ def compare(
     """
     results: list[dict[str, Result]] = [{} for _ in paths]
     for model in models:
-        print(f"captioner: {model.name} captions {len(paths)} photograph{"s" * (len(paths) != 1)}", file=sys.stderr, flush=True)
+        count = f"{len(paths)} photograph{'' if len(paths) == 1 else 's'}"
+        print(f"captioner: {model.name} captions {count}", file=sys.stderr, flush=True)
         for of_photo, result in zip(results, _results(model, load, paths, options, batch_size), strict=True):
             of_photo[model.name] = result
         gc.unfreeze()  # the command line keeps the collector off what was loaded
