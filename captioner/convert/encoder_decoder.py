@@ -11,7 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from captioner.convert.shape import Shape, activation, library_config, one_id
+from captioner.convert.shape import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Shape,
+    activation,
+    library_config,
+    one_id,
+    special_ids,
+)
 from captioner.convert.tensors import encoder_decoder_names
 from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
@@ -19,11 +27,11 @@ from captioner.model import ModelConfig
 from captioner.quiet import quiet_transformers
 from captioner.vision import BackboneConfig, library_encoder
 
-__all__ = ["encoder_decoder_shape", "vit"]
+__all__ = ["bert", "encoder_decoder_shape", "vit"]
 
 ENCODER = "encoder."
 
-HALVES, IMAGENET_MEAN, IMAGENET_STD = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5)
 BILINEAR, BICUBIC = 2, 3
 IMAGES: dict[str, Mapping[str, Any]] = {
     "vit": {"image_mean": HALVES, "image_std": HALVES, "resample": BILINEAR},
@@ -52,22 +60,19 @@ def encoder_decoder_shape(raw: Mapping[str, Any], generation: Mapping[str, Any])
         raise CheckpointError(f"its encoder is {kinds[0]!r} and its decoder {kinds[1]!r}")
     config: Any = VisionEncoderDecoderConfig.from_dict(dict(raw))
     text = config.decoder
-    decoder = _gpt2(text, config.encoder) if kinds[1] == "gpt2" else _bert(text, config.encoder)
+    decoder = _gpt2(text, config.encoder) if kinds[1] == "gpt2" else _checked_bert(text, config.encoder)
 
     def token_id(name: str) -> int | None:
         return one_id(name, generation.get(name), raw.get(name), getattr(text, name, None))
 
-    start, eos, pad = (token_id(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
-    start = token_id("bos_token_id") if start is None else start
-    if start is None or eos is None:
-        raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
+    start, eos, pad = special_ids(token_id)
     backbone = _encoder(config.encoder)
     return Shape(
         model=ModelConfig(backbone=backbone, regions=None, decoder=decoder),
         names=encoder_decoder_names(*kinds, padding_id=decoder.padding_id),
         start_ids=(start,),
         eos_id=eos,
-        pad_id=eos if pad is None else pad,
+        pad_id=pad,
         image=IMAGES[kinds[0]],
         renamed=partial(_in_library, backbone=backbone) if backbone.kind == "transformers" else dict,
     )
@@ -118,14 +123,19 @@ def _gpt2(text: Any, vision: Any) -> DecoderConfig:
     )
 
 
-def _bert(text: Any, vision: Any) -> DecoderConfig:
+def _checked_bert(text: Any, vision: Any) -> DecoderConfig:
     if getattr(text, "position_embedding_type", None) not in (None, "absolute"):
         raise CheckpointError(f"its decoder's positions are {text.position_embedding_type!r}")
-    act, padding_id = activation(text.hidden_act, "decoder"), None
-    if text.model_type == "roberta":
-        padding_id = text.pad_token_id
-        if act != "gelu":
-            raise CheckpointError(f"its decoder's activation is {act!r}, which its output's is not")
+    act = activation(text.hidden_act, "decoder")
+    if text.model_type != "roberta":
+        return bert(text, vision)
+    if act != "gelu":
+        raise CheckpointError(f"its decoder's activation is {act!r}, which its output's is not")
+    return bert(text, vision, padding_id=text.pad_token_id)
+
+
+def bert(text: Any, vision: Any, *, padding_id: int | None = None) -> DecoderConfig:
+    """The decoder that a ``BertConfig``, a ``RobertaConfig`` or a ``BlipTextConfig`` describes."""
     return DecoderConfig(
         vocab_size=text.vocab_size,
         width=text.hidden_size,
@@ -138,7 +148,7 @@ def _bert(text: Any, vision: Any) -> DecoderConfig:
         padding_id=padding_id,
         embedding_norm=True,
         head_transform=True,
-        activation=act,
+        activation=activation(text.hidden_act, "decoder"),
         eps=text.layer_norm_eps,
     )
 

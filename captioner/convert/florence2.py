@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from captioner.convert.florence2_layout import has_own_layout, library_settings, library_tensors
-from captioner.convert.shape import Shape, activation, library_config, one_id
+from captioner.convert.shape import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Shape,
+    activation,
+    library_config,
+    one_id,
+    special_ids,
+)
 from captioner.convert.tensors import FLORENCE2
 from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
@@ -25,8 +33,6 @@ QUESTIONS = {
 
 LONGEST = 200
 """Tokens of a caption where the checkpoint sets no limit: more than the paragraphs that it writes."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image: Mapping[str, Any]) -> Shape:
@@ -96,21 +102,18 @@ def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image
             name, generation.get(name), *(() if name.startswith("forced") and generation else others)
         )
 
-    names = ("decoder_start", "bos", "eos", "pad", "forced_bos", "forced_eos")
-    start, bos, eos, pad, first, last = (token_id(f"{name}_token_id") for name in names)
-    start = bos if start is None else start
-    if start is None or eos is None:
-        raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
+    start, eos, pad = special_ids(token_id)
+    first = token_id("forced_bos_token_id")
     forced = () if first is None else (first,)
     return Shape(
         model=model,
         names=FLORENCE2,
         start_ids=(start, *forced),
         eos_id=eos,
-        pad_id=eos if pad is None else pad,
+        pad_id=pad,
         image={"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "resample": 3},
         counted_start=len(forced),
-        forced_end=last,
+        forced_end=token_id("forced_eos_token_id"),
         questions=QUESTIONS,
         generation={
             "detail": next(iter(QUESTIONS)),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.checkpoint import Checkpoint, check_tensors, save_checkpoint
-from captioner.convert.encoder_decoder import encoder_decoder_shape, vit
+from captioner.convert.encoder_decoder import bert, encoder_decoder_shape, vit
 from captioner.convert.files import (
     generation_defaults,
     image_settings,
@@ -25,9 +25,8 @@ from captioner.convert.files import (
     read_tokenizer,
 )
 from captioner.convert.florence2 import florence2_shape
-from captioner.convert.shape import Shape, activation
+from captioner.convert.shape import Shape
 from captioner.convert.tensors import BLIP, our_tensors
-from captioner.decoder import DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.hub import fetch, is_local, with_safetensors
 from captioner.image import ImageProcessor
@@ -165,22 +164,8 @@ def _blip_shape(raw: Mapping[str, Any]) -> Shape:
 
     config: Any = BlipConfig.from_dict(dict(raw))
     vision, text = config.vision_config, config.text_config
-    decoder = DecoderConfig(
-        vocab_size=text.vocab_size,
-        width=text.hidden_size,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        mlp_width=text.intermediate_size,
-        max_positions=text.max_position_embeddings,
-        region_width=vision.hidden_size,
-        norm="post",
-        embedding_norm=True,
-        head_transform=True,
-        activation=activation(text.hidden_act, "decoder"),
-        eps=text.layer_norm_eps,
-    )
     return Shape(
-        model=ModelConfig(backbone=vit(vision), regions=None, decoder=decoder),
+        model=ModelConfig(backbone=vit(vision), regions=None, decoder=bert(text, vision)),
         names=BLIP,
         start_ids=(text.bos_token_id,),
         eos_id=text.sep_token_id,

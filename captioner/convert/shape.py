@@ -12,7 +12,9 @@ from captioner.decoder import Activation
 from captioner.errors import CheckpointError
 from captioner.model import ModelConfig
 
-__all__ = ["Shape", "activation", "library_config", "one_id"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Shape", "activation", "library_config", "one_id", "special_ids"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -71,6 +73,22 @@ def one_id(name: str, *places: Any) -> int | None:
             raise CheckpointError(f"it has several tokens for {name}: {list(ids)}")
         ids = ids[0]
     return None if ids is None else int(ids)
+
+
+def special_ids(token_id: Callable[[str], int | None]) -> tuple[int, int, int]:
+    """The tokens that start, end and fill up captions; without one of its own the end token fills up.
+
+    Args:
+        token_id: finds what a checkpoint calls, for example, ``eos_token_id``.
+
+    Raises:
+        CheckpointError: nothing starts or nothing ends a caption.
+    """
+    start, eos, pad = (token_id(f"{name}_token_id") for name in ("decoder_start", "eos", "pad"))
+    start = token_id("bos_token_id") if start is None else start
+    if start is None or eos is None:
+        raise CheckpointError("it has no decoder_start_token_id or no eos_token_id")
+    return start, eos, eos if pad is None else pad
 
 
 def library_config(config: Any) -> dict[str, Any]:
