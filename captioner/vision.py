@@ -223,21 +223,11 @@ class VisionTransformer(Backbone):
         return [self.class_token] if second is None else [self.class_token, second]
 
 
-class TimmBackbone(Backbone):
-    """Any convolutional network of timm, as one stage; its last feature map comes out.
-
-    Args:
-        name: timm's name of the architecture, e.g. ``resnet50`` or ``convnext_tiny``.
-        pretrained: let timm fetch its weights (training only; checkpoints bring their own).
-    """
+class _OneNetwork(Backbone):
+    """A network of a library, as one stage, whose first output is the features."""
 
     num_stages = 1
-
-    def __init__(self, *, name: str, pretrained: bool = False) -> None:
-        super().__init__()
-        import timm  # here, since only checkpoints with such a backbone should pay for the import
-
-        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+    network: nn.Module
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         features: Tensor = self.network(x)[0] if start == 0 and stop != 0 else x
@@ -245,6 +235,21 @@ class TimmBackbone(Backbone):
 
     def stage_parameters(self, start: int) -> list[nn.Parameter]:
         return list(self.network.parameters()) if start == 0 else []
+
+
+class TimmBackbone(_OneNetwork):
+    """Any convolutional network of timm, as one stage; its last feature map comes out.
+
+    Args:
+        name: timm's name of the architecture, e.g. ``resnet50`` or ``convnext_tiny``.
+        pretrained: let timm fetch its weights (training only; checkpoints bring their own).
+    """
+
+    def __init__(self, *, name: str, pretrained: bool = False) -> None:
+        super().__init__()
+        import timm  # here, since only checkpoints with such a backbone should pay for the import
+
+        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
 
 
 LIBRARY_ENCODERS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
@@ -263,8 +268,8 @@ def library_encoder(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]
     return getattr(library, network), getattr(library, settings).from_dict(dict(config)), how
 
 
-class TransformersBackbone(Backbone):
-    """An encoder of `transformers`, as one stage.
+class TransformersBackbone(_OneNetwork):
+    """An encoder of `transformers`, whose last hidden state comes out.
 
     Args:
         config: its configuration there, with its ``model_type``.
@@ -274,8 +279,6 @@ class TransformersBackbone(Backbone):
         ValueError: it is none of :data:`LIBRARY_ENCODERS`.
     """
 
-    num_stages = 1
-
     def __init__(self, *, config: Mapping[str, Any], prefix: int = 0) -> None:
         super().__init__()
         if config["model_type"] not in LIBRARY_ENCODERS:
@@ -284,13 +287,6 @@ class TransformersBackbone(Backbone):
         with torch.device("cpu"):  # on the meta device, buffers that no file holds would have no values
             self.network = network(settings, **how)
         self.prefix = prefix
-
-    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        features: Tensor = self.network(x).last_hidden_state if start == 0 and stop != 0 else x
-        return features
-
-    def stage_parameters(self, start: int) -> list[nn.Parameter]:
-        return list(self.network.parameters()) if start == 0 else []
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
