@@ -157,7 +157,7 @@ class Engine:
         self.check_ready()
         if self._accepted + count > self.queue_size:
             workers: list[Worker | RemoteWorker] = [self._device, *self._servers.values()]
-            wait = math.ceil(self._accepted * max(worker.seconds_per_image for worker in workers))
+            wait = math.ceil(self._accepted * max(worker.pace.seconds_per_image for worker in workers))
             raise QueueFullError(
                 f"{self._accepted} photos of at most {self.queue_size} are being worked on: try again later",
                 retry_after=min(60, max(1, wait)),

@@ -10,7 +10,7 @@ from time import monotonic
 
 from captioner import Captioner
 from service.metrics import Metrics
-from service.work import InferenceError, Job, Stream, caption_jobs, fail_jobs, give_up
+from service.work import InferenceError, Job, Pace, Stream, caption_jobs, fail_jobs, give_up
 
 __all__ = ["RemoteWorker"]
 
@@ -25,12 +25,12 @@ class RemoteWorker:
         metrics: where to count.
 
     Attributes:
-        seconds_per_image: of late, on average, as if they were asked for one after the other.
+        pace: of photos, as if they were asked for one after the other.
     """
 
     def __init__(self, captioner: Captioner, *, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.seconds_per_image = 0.0
+        self.pace = Pace(metrics)
         self._parallel = captioner.parallel
         self._work: queue.SimpleQueue[Job | Stream | None] = queue.SimpleQueue()
         for _ in range(self._parallel):  # daemons: the end of the process does not wait for a server
@@ -58,7 +58,7 @@ class RemoteWorker:
                 self._stream(item)
             elif item.begin(self.metrics):
                 self._caption(item)
-                self._measure(monotonic() - start, item.captioner.name)
+                self.pace.measure(monotonic() - start, item.captioner.name, images=self._parallel)
 
     def _caption(self, job: Job) -> None:
         try:
@@ -71,8 +71,3 @@ class RemoteWorker:
         with contextlib.suppress(InferenceError):  # which the stream has been told
             while stream.advance(self.metrics):
                 pass
-
-    def _measure(self, seconds: float, model: str) -> None:
-        self.metrics.batch_seconds.labels(model).observe(seconds)
-        each, known = seconds / self._parallel, self.seconds_per_image
-        self.seconds_per_image = known + 0.1 * (each - known) if known else each

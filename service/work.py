@@ -21,7 +21,7 @@ from captioner import (
 )
 from service.metrics import Metrics
 
-__all__ = ["InferenceError", "Job", "Stream", "caption_jobs", "fail_jobs", "give_up"]
+__all__ = ["InferenceError", "Job", "Pace", "Stream", "caption_jobs", "fail_jobs", "give_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,27 @@ class Stream:
             metrics.count([event.caption], self.captioner)
         self.emit(event)
         return event.caption is None
+
+
+class Pace:
+    """How long a photo takes of late.
+
+    Args:
+        metrics: where to count.
+
+    Attributes:
+        seconds_per_image: a moving average; 0 before the first one.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.seconds_per_image = 0.0
+
+    def measure(self, seconds: float, model: str, *, images: int) -> None:
+        """A batch of a model took so long, in which so many photos were under way."""
+        self.metrics.batch_seconds.labels(model).observe(seconds)
+        each, known = seconds / images, self.seconds_per_image
+        self.seconds_per_image = known + 0.1 * (each - known) if known else each
 
 
 def caption_jobs(jobs: Sequence[Job], metrics: Metrics) -> None:

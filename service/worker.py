@@ -17,7 +17,7 @@ import torch
 from captioner import Captioner, is_out_of_memory
 from service.batcher import Batcher
 from service.metrics import Metrics
-from service.work import InferenceError, Job, Stream, caption_jobs, fail_jobs, give_up
+from service.work import InferenceError, Job, Pace, Stream, caption_jobs, fail_jobs, give_up
 
 __all__ = ["Worker"]
 
@@ -36,12 +36,12 @@ class Worker:
         metrics: where to count.
 
     Attributes:
-        seconds_per_image: of late, on average.
+        pace: of photos.
     """
 
     def __init__(self, *, max_batch: int, batch_window: float, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.seconds_per_image = 0.0
+        self.pace = Pace(metrics)
         self._batcher: Batcher[Job] = Batcher(max_batch=max_batch, window=batch_window)
         self._streams: deque[Stream] = deque()
         self._new: deque[tuple[Captioner, Future[None]]] = deque()
@@ -124,7 +124,7 @@ class Worker:
         self._warm_up_new()
         if batch:
             self._caption(batch)
-            self._measure(monotonic() - start, batch)
+            self.pace.measure(monotonic() - start, batch[0].captioner.name, images=len(batch))
         self._advance_streams((monotonic() - start) * STREAM_SHARE)
         if self._suspect:
             self._suspect = False
@@ -191,11 +191,6 @@ class Worker:
         middle = len(jobs) // 2
         self._caption(jobs[:middle])
         self._caption(jobs[middle:])
-
-    def _measure(self, seconds: float, batch: Sequence[Job]) -> None:
-        self.metrics.batch_seconds.labels(batch[0].captioner.name).observe(seconds)
-        each, known = seconds / len(batch), self.seconds_per_image
-        self.seconds_per_image = known + 0.1 * (each - known) if known else each
 
     def _advance_streams(self, seconds: float) -> None:
         """Give the streams in turn their next words for about so long, one of them always."""
