@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -282,3 +282,10 @@ def save_florence2_of_microsoft(directory: Path, *, seed: int = 0) -> None:
     text["model_type"] = "florence2_language"
     own = {"auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"}, "projection_dim": 16}
     (directory / "config.json").write_text(json.dumps({**config, **own}))
+
+
+def drop_a_weight(folder: Path) -> None:
+    """Leave the first of a checkpoint's tensors out."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[min(tensors)]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})

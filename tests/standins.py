@@ -98,6 +98,14 @@ class Crashing(Recording):
         yield from events
 
 
+class CrashingOnRequests(Crashing):
+    """Fails on a photo that a request brings without a name, and not on the one that warms it up."""
+
+    def check(self, images: Sequence[PreparedImage]) -> None:
+        if images[0].file == "image 1":
+            raise RuntimeError("no more")
+
+
 def names(batches: Sequence[Sequence[Any]]) -> list[Any]:
     """What is in the batches, one after the other."""
     return [name for batch in batches for name in batch]

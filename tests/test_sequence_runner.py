@@ -13,7 +13,6 @@ import pytest
 import torch
 from images import draw_noise
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, GitForCausalLM
 
 import captioner
@@ -209,15 +208,9 @@ def test_a_number_type_is_as_asked_for(both: Both):
     assert model.parameters == sum(parameter.numel() for parameter in both.theirs.parameters())
 
 
-def drop_a_weight(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors[min(tensors)]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
-    "weights that lack one": (drop_a_weight, "do not fit config.json"),
+    "weights that lack one": (huggingface.drop_a_weight, "do not fit config.json"),
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\1"), "cannot be loaded"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded|tokenizer.json"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "cannot be loaded"),

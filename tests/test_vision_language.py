@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface
 import pytest
 import torch
 import transformers as hf
@@ -13,7 +14,6 @@ import vlm
 from huggingface import save_git
 from images import draw_noise
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 from torch import Tensor
 
@@ -388,15 +388,9 @@ def test_4_bits_are_refused_in_one_sentence_where_they_cannot_be(
         assert "int4 is for vision-language models" in line
 
 
-def drop_a_weight(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors[min(tensors)]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
 DAMAGE: dict[str, tuple[Any, str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
-    "weights that lack one": (drop_a_weight, "do not fit config.json"),
+    "weights that lack one": (huggingface.drop_a_weight, "do not fit config.json"),
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\1"), "cannot be loaded"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "cannot be loaded"),
 }

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from images import draw_noise, encode
 from model_servers import model_server
 from problems import check_problem
-from standins import Crashing
+from standins import CrashingOnRequests
 from tiny import tiny_captioner, tiny_checkpoint
 
 from captioner import Caption, Captioner, GenerationOptions
@@ -282,12 +282,7 @@ def test_the_models_own_settings_of_sampling_count(serve, chat: list[Any], photo
 
 
 def test_a_stream_that_fails_midway_is_an_error(serve, photo: bytes):
-    class CrashesOnImages(Crashing):
-        def check(self, images: Any) -> None:
-            if images[0].file == "image 1":
-                raise RuntimeError("no more")
-
-    with serve(CrashesOnImages()) as client:
+    with serve(CrashingOnRequests()) as client:
         url = f"{client.base_url}/v1"
         messages = chat_of([image_part(photo)])
         with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as found:

@@ -15,7 +15,7 @@ import openai
 import pytest
 from model_servers import describe, model_server
 from problems import check_problem
-from standins import Crashing
+from standins import CrashingOnRequests
 from tiny import tiny_captioner
 
 from captioner import Caption, Captioner
@@ -156,12 +156,7 @@ def test_the_package_shows_what_is_wrong(client_of_ollama: ollama.Client):
 
 
 def test_a_stream_that_fails_midway_is_an_error(serve, photo: bytes):
-    class CrashesOnImages(Crashing):
-        def check(self, images: Any) -> None:
-            if images[0].file == "image 1":
-                raise RuntimeError("no more")
-
-    with serve(CrashesOnImages()) as client:
+    with serve(CrashingOnRequests()) as client:
         found = ollama.Client(host=str(client.base_url), trust_env=False)
         options = {"temperature": 0.1, "num_predict": 8}
         with pytest.raises(ollama.ResponseError, match="the model failed"):

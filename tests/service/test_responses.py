@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from standins import Crashing
+from standins import CrashingOnRequests
 from tiny import tiny_captioner
 
 from captioner import Caption
@@ -102,12 +102,7 @@ def test_errors_say_what_is_wrong(
 
 
 def test_a_stream_that_fails_midway_is_an_error(serve, photo: bytes):
-    class CrashesOnImages(Crashing):
-        def check(self, images: Any) -> None:
-            if images[0].file == "image 1":
-                raise RuntimeError("no more")
-
-    with serve(CrashesOnImages()) as client:
+    with serve(CrashingOnRequests()) as client:
         url = f"{client.base_url}/v1"
         with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as found:
             stream = found.responses.create(
