@@ -102,8 +102,10 @@ def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image
             name, generation.get(name), *(() if name.startswith("forced") and generation else others)
         )
 
-    start, eos, pad = special_ids(token_id)
-    first = token_id("forced_bos_token_id")
+    names = ("decoder_start", "bos", "eos", "pad", "forced_bos", "forced_eos")
+    ids = {name: token_id(name) for name in (f"{name}_token_id" for name in names)}  # none may be several
+    start, eos, pad = special_ids(ids.__getitem__)
+    first, last = ids["forced_bos_token_id"], ids["forced_eos_token_id"]
     forced = () if first is None else (first,)
     return Shape(
         model=model,
@@ -113,7 +115,7 @@ def florence2_shape(raw: Mapping[str, Any], generation: Mapping[str, Any], image
         pad_id=pad,
         image={"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "resample": 3},
         counted_start=len(forced),
-        forced_end=token_id("forced_eos_token_id"),
+        forced_end=last,
         questions=QUESTIONS,
         generation={
             "detail": next(iter(QUESTIONS)),
