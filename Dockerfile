@@ -45,14 +45,21 @@ LABEL org.opencontainers.image.title="Captioner" \
       org.opencontainers.image.description="Captions for photographs, and where the model looked for each word" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
-RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin captioner
+RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin captioner \
+    && install --directory --owner captioner /var/cache/captioner
 COPY --from=dependencies /opt/captioner /opt/captioner
+# torch for GPUs brings Triton, which compiles kernels when the image first runs on a GPU, and wants a C compiler
+RUN if test -d /opt/captioner/lib/python*/site-packages/triton; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=weights /weights /opt/captioner/weights
 COPY --from=program /program /opt/captioner
 ENV PATH=/opt/captioner/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_OFFLINE=1 \
+    TRITON_CACHE_DIR=/var/cache/captioner \
     CAPTIONER_WEIGHTS=/opt/captioner/weights \
     CAPTIONER_HOST=0.0.0.0 \
     CAPTIONER_PORT=8000

@@ -1,9 +1,10 @@
-"""Convolutions at the speed that a CPU has.
+"""Convolutions at the speed that a CPU or a GPU has.
 
-In inference on a CPU a convolution and its ReLU6, or the sum with a skip connection, are one call of oneDNN.
-Its weights are laid out once for all calls, and padding one side more than the other copies no image.
-The operators called here are those that ``torch.compile`` puts in place of convolutions. Elsewhere, and in
-training, torch's ordinary convolution runs.
+In inference a convolution and its ReLU6, or the sum with a skip connection, are one call: on a CPU of
+oneDNN, on a GPU in half precision of :mod:`captioner.kernels`. Weights are laid out once for all calls, and
+no image is copied where one side needs more padding than the other. The operators of oneDNN called here are
+those that ``torch.compile`` puts in place of convolutions. Elsewhere, and in training, torch's ordinary
+convolution runs.
 
 In OpenVINO the same network takes a quarter (float32) or a fifth (bfloat16) less time still on one core of an
 AMD EPYC with AVX-512. But tracing and conversion take seconds at each start, and it has threads of its own.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,6 +56,27 @@ def fuses(dtype: torch.dtype, onednn: Any = torch.ops.mkldnn) -> bool:
     return True
 
 
+@functools.cache
+def gpu_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """:mod:`captioner.kernels`, where they run on a GPU; if not, the log says so once.
+
+    Args:
+        device: of images and weights.
+        dtype: of images and weights.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):  # float32 is there for those who want it exact
+        return None
+    try:
+        kernels = import_module("captioner.kernels")
+        with torch.inference_mode():
+            image, weight = torch.ones(2, 8, 8, 1, 1, dtype=dtype, device=device)
+            kernels.pointwise(image, weight, weight[:, 0, 0, 0].clone(), relu6=True, skip=None)
+    except Exception as error:  # no Triton, no C compiler for it, an old GPU: each raises something else
+        logger.info("the image encoder is slower on %s, without fused convolutions: %s", device, error)
+        return None
+    return kernels
+
+
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding: of an odd padding, right and bottom get the surplus."""
 
@@ -71,6 +95,10 @@ class SameConv2d(nn.Conv2d):
         assert not relu6 or skip is None
         if runs_plain_inference(x, self.weight) and fuses(x.dtype):
             return self._fused(x, relu6, skip)
+        if runs_plain_inference(x, self.weight, device="cuda"):
+            kernels = gpu_kernels(x.device, x.dtype)
+            if kernels is not None and self._has_kernel(relu6):
+                return self._on_gpu(kernels, x, relu6, skip)
         before, after = self._padding(x.shape[-2:])
         if before == after:
             y = F.conv2d(x, self.weight, self.bias, self.stride, before, 1, self.groups)
@@ -95,6 +123,29 @@ class SameConv2d(nn.Conv2d):
             y: Tensor = onednn._convolution_pointwise(x, *common, *(RELU6 if relu6 else NOTHING))
         else:
             y = onednn._convolution_pointwise.binary(x, skip, *common, "add", 1.0, None, [], None)
+        return y
+
+    def _has_kernel(self, relu6: bool) -> bool:
+        """Whether it is of one of the kinds that :mod:`captioner.kernels` has."""
+        size, stride, wide = self.kernel_size[0], self.stride[0], self.out_channels % 8 == 0
+        if size == 1:
+            return stride == self.groups == 1 and wide and self.in_channels % 8 == 0
+        if self.in_channels == 3:
+            return relu6 and self.groups == 1 and self.out_channels.bit_count() == 1
+        alone = self.groups == self.in_channels == self.out_channels
+        return relu6 and alone and wide and size in (3, 5) and stride in (1, 2)
+
+    def _on_gpu(self, kernels: ModuleType, x: Tensor, relu6: bool, skip: Tensor | None) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        if self.kernel_size[0] == 1:
+            y: Tensor = kernels.pointwise(x, self.weight, self.bias, relu6=relu6, skip=skip)
+            return y
+        # kernels read the weights of neighbouring channels together
+        weight = self._packed.get(
+            self.weight, "gpu", lambda: self.weight.detach().permute(2, 3, 1, 0).contiguous()
+        )
+        kind = kernels.depthwise if self.groups > 1 else kernels.stem
+        y = kind(x, weight, self.bias, stride=self.stride[0], before=self._padding(x.shape[-2:])[0])
         return y
 
     def _pack(self, x: Tensor) -> tuple[Tensor, list[int]]:

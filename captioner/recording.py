@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from captioner.generation import PATIENCE, DecodeRules, Hypothesis, SearchOptions, generate, start_search
+from captioner.linear import version_of
 from captioner.model import CaptionModel, EncodedImages
 from captioner.search import Search
 
@@ -135,7 +136,7 @@ class RecordedModel:
         self._recordings: OrderedDict[Hashable, _RecordedEncoder | _RecordedSearch | None] = OrderedDict()
         self._seen: set[Hashable] = set()
         self._parameters = [module._parameters for module in model.modules()]  # ten times as quick
-        self._addresses: list[int] = []
+        self._versions: list[tuple[int, int]] = []
         self._weights: list[Tensor] = []
         self._lock = threading.Lock()
 
@@ -210,13 +211,13 @@ class RecordedModel:
         return self._recordings[key]
 
     def _check_weights(self) -> None:
-        """Forget recordings of weights that lie elsewhere now."""
+        """Forget recordings of weights that lie elsewhere now or have changed, since kernels pack some."""
         weights = [weight for each in self._parameters for weight in each.values() if weight is not None]
-        addresses = [weight.data_ptr() for weight in weights]
-        if addresses != self._addresses:
+        versions = [(weight.data_ptr(), version_of(weight)) for weight in weights]
+        if versions != self._versions:
             self._recordings.clear()
             self._seen.clear()
-            self._addresses = addresses
+            self._versions = versions
             # kept, so that no others can come to lie at their addresses
             self._weights = [weight.detach() for weight in weights]
 

@@ -143,7 +143,8 @@ def normalized(
     images: Sequence[PreparedImage], processor: ImageProcessor, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """The photos ``(B, 3, size, size)`` as a network takes them, on its device."""
-    pixels = torch.stack([image.content for image in images])
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return processor.normalize(pixels.to(device), dtype)
+    photos = [image.content for image in images]
+    pinned = device.type == "cuda"  # from such memory a GPU copies while the processor goes on
+    pixels = torch.empty(len(photos), *photos[0].shape, dtype=photos[0].dtype, pin_memory=pinned)
+    torch.stack(photos, out=pixels)
+    return processor.normalize(pixels.to(device, non_blocking=pinned), dtype)
