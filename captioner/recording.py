@@ -28,8 +28,10 @@ __all__ = ["CudaGraphs", "Graphs", "RecordedModel"]
 
 logger = logging.getLogger(__name__)
 
-KEPT = 8
-"""Recordings that are kept; each has memory of its own."""
+KEPT = 24
+"""Recordings that are kept, which is enough for batches up to 32 with three kinds of options. Their memory is
+common, but for what goes in and comes out.
+"""
 
 
 class Graphs(Protocol):
@@ -38,7 +40,7 @@ class Graphs(Protocol):
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what ``work`` does to tensors; the result does it again, to the same tensors.
 
-        Graphs recorded by one object are replayed in the order in which they were recorded.
+        All that one object has recorded shares memory: a replay overwrites what another one gave.
 
         Raises:
             RuntimeError: it cannot be recorded.
@@ -127,10 +129,10 @@ class RecordedModel:
 
     Args:
         model: in eval mode.
-        graphs: makes what records, for each recording anew.
+        graphs: what records.
     """
 
-    def __init__(self, model: CaptionModel, graphs: Callable[[], Graphs]) -> None:
+    def __init__(self, model: CaptionModel, graphs: Graphs) -> None:
         self.model = model
         self._graphs = graphs
         self._recordings: OrderedDict[Hashable, _RecordedEncoder | _RecordedSearch | None] = OrderedDict()
@@ -150,7 +152,7 @@ class RecordedModel:
         try:
 
             def record() -> _RecordedEncoder:
-                recorded = _RecordedEncoder(self.model, pixel_values, detail, images, self._graphs())
+                recorded = _RecordedEncoder(self.model, pixel_values, detail, images, self._graphs)
                 others = pixel_values.flip(-1)
                 _check_encoder(recorded(others), self.model.encode(others, detail=detail))
                 return recorded
@@ -167,16 +169,17 @@ class RecordedModel:
     ) -> list[list[Hypothesis]]:
         """:func:`~captioner.generation.generate`."""
         decoder, images = self.model.decoder, _bucket(len(region_tokens))
-        key = ("search", images, region_tokens.shape[1:], region_tokens.dtype, options, rules)
         if options.do_sample or not self._lock.acquire(blocking=False):
             return generate(decoder, region_tokens, options, rules)
         try:
+            kind = region_tokens.shape[1:], region_tokens.dtype
+            key = ("search", images, *kind, _deciding(options), rules)
 
             def record() -> _RecordedSearch:
                 tokens = region_tokens.new_zeros(images, *region_tokens.shape[1:])
                 _fill(tokens, region_tokens)
                 search = start_search(decoder, tokens, options, rules)
-                recorded = _RecordedSearch(search, tokens, self._graphs())
+                recorded = _RecordedSearch(search, tokens, self._graphs)
                 others = -region_tokens  # whose captions are other ones
                 _check_search(recorded(others), generate(decoder, others, options, rules))
                 return recorded
@@ -237,6 +240,20 @@ def _check_search(replayed: list[list[Hypothesis]], plain: list[list[Hypothesis]
     same = sum(one[0].token_ids == other[0].token_ids for one, other in zip(replayed, plain, strict=True))
     if same < 0.75 * len(plain):
         raise RuntimeError(f"what was recorded gives {len(plain) - same} other captions of {len(plain)}")
+
+
+def _deciding(options: SearchOptions) -> SearchOptions:
+    """Those of the options that a search reads which does not sample; its texts stand in the rules."""
+    return SearchOptions(
+        num_beams=options.num_beams,
+        max_length=options.max_length,
+        min_length=options.min_length,
+        length_penalty=options.length_penalty,
+        repetition_penalty=options.repetition_penalty,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        alternatives=options.alternatives,
+        early_stopping=options.early_stopping,
+    )
 
 
 def _bucket(images: int) -> int:

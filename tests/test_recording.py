@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ def assert_all_alike(found: list[list[Hypothesis]], expected: list[list[Hypothes
 @pytest.mark.parametrize("kind", sorted(SEARCHES))
 def test_a_recorded_search_gives_what_the_search_gives(kind: str):
     model, options, before = model_with_random_decoder(), SEARCHES[kind], Tape.replays
-    recorded = RecordedModel(model, Tape)
+    recorded = RecordedModel(model, Tape())
     seen = set()
     for seed, images in enumerate([4, 4, 3, 4, 1, 1, 1]):  # 3 share the recording of 4
         region_tokens = regions(images, seed)
@@ -113,7 +114,7 @@ def test_a_recorded_search_gives_what_the_search_gives(kind: str):
 def test_a_recorded_search_ends_once_all_captions_are_done():
     model = model_with_random_decoder()
     model.decoder.output_bias[RULES.eos_id] = 30
-    recorded, options = RecordedModel(model, Tape), SearchOptions(num_beams=2, max_length=20)
+    recorded, options = RecordedModel(model, Tape()), SearchOptions(num_beams=2, max_length=20)
     recorded.generate(regions(2, 0), options, RULES)
     recorded.generate(regions(2, 1), options, RULES)
     before = Tape.replays
@@ -123,7 +124,7 @@ def test_a_recorded_search_ends_once_all_captions_are_done():
 
 def test_a_recorded_encoder_gives_what_the_encoder_gives():
     model = tiny_checkpoint().model.eval().requires_grad_(False)
-    recorded, before, kept = RecordedModel(model, Tape), Tape.replays, []
+    recorded, before, kept = RecordedModel(model, Tape()), Tape.replays, []
     for seed, images in enumerate([2, 2, 1, 2, 3, 4]):
         pixel_values = torch.randn(images, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
         found = recorded.encode(pixel_values)
@@ -140,7 +141,7 @@ def test_a_recorded_encoder_gives_what_the_encoder_gives():
 
 def test_new_weights_are_noticed():
     model = model_with_random_decoder()
-    recorded, options = RecordedModel(model, Tape), SEARCHES["beams"]
+    recorded, options = RecordedModel(model, Tape()), SEARCHES["beams"]
     for seed in range(4):
         if seed == 2:
             model.decoder.load_state_dict(random_decoder(seed=5).state_dict(), assign=True)
@@ -153,7 +154,7 @@ def test_where_nothing_can_be_recorded_the_model_runs_and_the_log_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ):
     model, options = model_with_random_decoder(), SEARCHES["beams"]
-    recorded = RecordedModel(model, NoGraphs)
+    recorded = RecordedModel(model, NoGraphs())
     with caplog.at_level(logging.INFO, "captioner"):
         for images in (1, 1, 1, 2, 2):
             found = recorded.generate(regions(images, 0), options, RULES)
@@ -163,7 +164,7 @@ def test_where_nothing_can_be_recorded_the_model_runs_and_the_log_says_so_once(
 
 def test_a_recording_that_gives_something_else_is_not_used(caplog: pytest.LogCaptureFixture):
     model, options = model_with_random_decoder(), SEARCHES["beams"]
-    recorded = RecordedModel(model, WrongGraphs)
+    recorded = RecordedModel(model, WrongGraphs())
     with caplog.at_level(logging.WARNING), torch.inference_mode():
         for seed in range(4):
             region_tokens = regions(3, seed)
@@ -189,7 +190,7 @@ def test_who_comes_while_a_recording_is_replayed_gets_the_model_itself():
 
             return interrupted
 
-    recorded = RecordedModel(model, Interrupted)
+    recorded = RecordedModel(model, Interrupted())
     for seed in range(3):
         found = recorded.generate(regions(2, seed), options, RULES)
         assert_all_alike(found, generate(model.decoder, regions(2, seed), options, RULES))
@@ -198,9 +199,20 @@ def test_who_comes_while_a_recording_is_replayed_gets_the_model_itself():
         assert_all_alike(other, generate(model.decoder, regions(2, 9), options, RULES))
 
 
+def test_options_that_do_not_touch_the_search_share_a_recording():
+    recorded, options = RecordedModel(model_with_random_decoder(), Tape()), SEARCHES["beams"]
+    others = {"attention": True, "hedge": True, "min_confidence": 0.5, "prompt": "a"}
+    for seed, (name, value) in enumerate(others.items()):
+        recorded.generate(regions(2, seed), replace(options, **{name: value}), RULES)
+    assert len(recorded._recordings) == 1
+    before = Tape.replays
+    recorded.generate(regions(2, 9), options, RULES)
+    assert Tape.replays > before
+
+
 def test_few_recordings_are_kept():
     model = model_with_random_decoder()
-    recorded = RecordedModel(model, Tape)
+    recorded = RecordedModel(model, Tape())
     for length in range(1, KEPT + 3):
         for seed in range(3):
             recorded.generate(regions(1, seed), SearchOptions(num_beams=2, max_length=length), RULES)

@@ -63,7 +63,7 @@ class CheckpointRunner(NetworkRunner):
         if device.type == "cuda":
             # as the images are: else each convolution would turn its weights round
             self.checkpoint.model.backbone.to(memory_format=torch.channels_last)
-            self._recorded = RecordedModel(self.checkpoint.model, lambda: CudaGraphs(device))
+            self._recorded = RecordedModel(self.checkpoint.model, CudaGraphs(device))
 
     def prepare(self, pixels: Image, box: PixelBox | None = None) -> Tensor:
         """``(3, size, size)`` uint8."""

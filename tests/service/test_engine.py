@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from images import draw_noise, encode
 from standins import Crashing, Held, Recording, SmallMemory, names
 
@@ -26,6 +28,7 @@ from service.engine import DeadlineError, Engine, NotReadyError, QueueFullError,
 from service.metrics import Metrics
 from service.models import Models
 from service.work import InferenceError
+from service.worker import warm_up_sizes
 
 OPTIONS = SearchOptions(num_beams=2, max_length=6)
 GREEDY = SearchOptions(num_beams=1, max_length=6)
@@ -373,3 +376,19 @@ def test_a_stream_past_its_deadline_ends():
 def waiting(engine: Engine) -> int:
     """Photos in the queue; those of a batch that is being captioned are none of them."""
     return len(engine._device._batcher)
+
+
+@pytest.mark.parametrize(
+    ("device", "recorded", "max_batch", "sizes"),
+    [
+        ("cpu", True, 32, [1]),
+        ("mps", True, 32, [1, 32]),
+        ("cuda", False, 32, [1, 32]),
+        ("cuda", True, 24, [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 24, 24]),
+    ],
+)
+def test_a_gpu_has_recorded_all_batch_sizes_before_the_first_request(
+    device: str, recorded: bool, max_batch: int, sizes: list[int]
+):
+    captioner = SimpleNamespace(device=torch.device(device), checkpoint="ours" if recorded else None)
+    assert warm_up_sizes(captioner, max_batch) == sizes
