@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -287,6 +288,15 @@ def test_a_reader_that_goes_away_ends_quietly(photo_path):
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode != 0
+
+
+def test_the_package_can_be_run_as_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["captioner", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("captioner", run_name="__main__")
+    assert (end.value.code, capsys.readouterr().out) == (0, f"captioner {version('captioner')}\n")
 
 
 def test_help_and_version_need_no_torch():
