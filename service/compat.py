@@ -23,6 +23,7 @@ from service.errors import Problem, problem_of
 from service.inputs import ImageIn, ImageText, body_type, read_json, service_of, until_gone
 from service.logs import REQUEST_ID
 from service.metrics import count_tokens
+from service.models import Model
 from service.replies import Reply
 from service.routes import BUSY, STRANGERS, caption_images, stream_image
 from service.schemas import CaptionOptions
@@ -69,7 +70,8 @@ async def _complete(request: Request, name: str | None = None) -> Response:
     chat = await read_json(request, ChatRequest)
     if name is None:
         name = "" if chat.model == HUGGING_FACE_DUMMY else chat.model
-    model, image, reply = service.engine.models.find(name), _last_image(chat), _reply(chat)
+    model, image = service.engine.models.find(name), _last_image(chat)
+    reply = _reply(chat, model)
     options = functools.partial(reply.options, service)
     head = {"id": f"chatcmpl-{REQUEST_ID.get()}", "created": int(time()), "model": model.name}
     if chat.stream:
@@ -126,9 +128,10 @@ def _last_image(chat: ChatRequest) -> ImageText:
     raise Problem(400, "chat", "The chat cannot be followed", "there is no photo: send one as an image_url")
 
 
-def _reply(chat: ChatRequest) -> Reply:
+def _reply(chat: ChatRequest, model: Model) -> Reply:
     """What OpenAI's fields mean here."""
     return Reply(
+        model=model,
         text=chat.last_text(),
         limit=chat.max_completion_tokens or chat.max_tokens,
         samples=bool(chat.temperature or (chat.temperature is None and chat.top_p is not None)),
@@ -140,6 +143,7 @@ def _reply(chat: ChatRequest) -> Reply:
         schema=chat.response_format.wanted() if chat.response_format else None,
         min_confidence=chat.min_confidence,
         hedge=chat.hedge,
+        detail=chat.detail,
     )
 
 

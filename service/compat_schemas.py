@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.schemas import EXAMPLE_PNG, AlternativeOut, CaptionOptions, as_url
+from service.schemas import (
+    EXAMPLE_PNG,
+    AlternativeOut,
+    CaptionOptions,
+    Detail,
+    Hedge,
+    MinConfidence,
+    as_url,
+)
 
 __all__ = ["ChatCompletion", "ChatRequest", "GeneratedText", "InferenceRequest"]
 
@@ -148,15 +156,9 @@ class ChatRequest(BaseModel):
         None,
         description="JSON of a schema: any from a model that is held to it, one text from all others.",
     )
-    min_confidence: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Not OpenAI's: the choice says whether its caption is less likely to be right than this.",
-    )
-    hedge: bool | None = Field(
-        None, description="Not OpenAI's: shorten such a caption to what is sure; by default those below 0.5."
-    )
+    min_confidence: MinConfidence = None
+    hedge: Hedge = None
+    detail: Detail = None
 
     @model_validator(mode="before")
     @classmethod

@@ -194,7 +194,7 @@ async def _answer(
     if not images:
         raise Problem(400, "chat", "The chat cannot be followed", "there is no photo: send one in images")
     begun, service, image = perf_counter_ns(), service_of(request), ImageText(images[-1], "images")
-    reply = _reply(body.options or OllamaOptions(), prompt, body.format)
+    reply = _reply(body.options or OllamaOptions(), model, prompt, body.format)
     options = functools.partial(reply.options, service)
     if body.stream is not False:
         events = await stream_image(request, model, image, options)
@@ -215,9 +215,10 @@ async def _lines(
             yield _line({"error": problem_of(error).document["detail"]})
 
 
-def _reply(how: OllamaOptions, prompt: str, form: OllamaFormat) -> Reply:
+def _reply(how: OllamaOptions, model: Model, prompt: str, form: OllamaFormat) -> Reply:
     """What Ollama's options mean here."""
     return Reply(
+        model=model,
         text=prompt,
         limit=how.num_predict if how.num_predict and how.num_predict > 0 else None,
         samples=bool(how.temperature),
@@ -228,6 +229,7 @@ def _reply(how: OllamaOptions, prompt: str, form: OllamaFormat) -> Reply:
         schema={"type": "object"} if form == "json" else form or None,
         min_confidence=how.min_confidence,
         hedge=how.hedge,
+        detail=how.detail,
     )
 
 

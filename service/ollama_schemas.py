@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.schemas import EXAMPLE_PNG
+from service.schemas import EXAMPLE_PNG, Detail, Hedge, MinConfidence
 
 __all__ = [
     "OllamaAnswer",
@@ -34,15 +34,9 @@ class OllamaOptions(BaseModel):
     top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
     seed: int | None = Field(None, description="Draw the same again.")
     stop: list[str] | None = Field(None, max_length=16, description="A caption ends before any of these.")
-    min_confidence: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="Not Ollama's: the answer says whether the caption is less likely to be right than this.",
-    )
-    hedge: bool | None = Field(
-        None, description="Not Ollama's: shorten such a caption to what is sure; by default those below 0.5."
-    )
+    min_confidence: MinConfidence = None
+    hedge: Hedge = None
+    detail: Detail = None
 
 
 class OllamaRequest(BaseModel):

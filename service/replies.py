@@ -12,7 +12,8 @@ from typing import Any
 from captioner import Alternative, Caption, Captioner, SearchOptions, StreamEvent
 from service.errors import Problem
 from service.inputs import Service
-from service.schemas import CaptionOptions
+from service.models import Model
+from service.schemas import CaptionOptions, Detail, Hedge, MinConfidence
 
 __all__ = ["Reply", "certain_length"]
 
@@ -35,11 +36,12 @@ ABOUT_AN_OBJECT = {
 """Keywords of a schema that leave it a text, or an object with these properties."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Reply:
     """How a client wants its caption.
 
     Attributes:
+        model: that is asked.
         text: what it says of its photo, for models that follow instructions.
         limit: tokens at most; None for what suits the model.
         samples: whether to draw words at random.
@@ -51,8 +53,10 @@ class Reply:
         schema: the JSON schema of the answer; None for a plain text.
         min_confidence: see :class:`~captioner.GenerationOptions`.
         hedge: likewise.
+        detail: likewise.
     """
 
+    model: Model
     text: str
     limit: int | None
     samples: bool
@@ -62,9 +66,9 @@ class Reply:
     alternatives: int = 0
     stop: Sequence[str] = ()
     schema: dict[str, Any] | None = None
-    min_confidence: float | None = None
-    hedge: bool | None = None
-    _key: str = ""
+    min_confidence: MinConfidence = None
+    hedge: Hedge = None
+    detail: Detail = None
 
     def options(self, service: Service, captioner: Captioner) -> SearchOptions:
         """How the model is to search.
@@ -81,6 +85,7 @@ class Reply:
             "alternatives": self.alternatives,
             "min_confidence": self.min_confidence,
             "hedge": self.hedge,
+            "detail": self.detail,
         }
         if can_be_asked and self.text.strip():
             given["instruction"] = self.text.strip()
@@ -94,16 +99,16 @@ class Reply:
 
     def whole(self, caption: Caption | Alternative) -> str:
         """A caption as the answer's text."""
-        text = caption.caption[: certain_length(caption.caption, self.stop, ended=True)]
-        return json.dumps({self._key: text}, ensure_ascii=False) if self._key else text
+        text, key = caption.caption[: certain_length(caption.caption, self.stop, ended=True)], self._key
+        return json.dumps({key: text}, ensure_ascii=False) if key else text
 
     async def pieces(self, events: AsyncGenerator[StreamEvent]) -> AsyncGenerator[tuple[str, Caption | None]]:
         """The same text in pieces, none of them empty, and at last the caption with an empty one.
 
         Closes the events.
         """
-        begin, end = json.dumps({self._key: "\n"}, ensure_ascii=False).split("\\n") if self._key else ("", "")
-        text, sent = "", 0
+        key, text, sent = self._key, "", 0
+        begin, end = json.dumps({key: "\n"}, ensure_ascii=False).split("\\n") if key else ("", "")
         async with contextlib.aclosing(events):
             if begin:
                 yield begin, None
@@ -112,7 +117,7 @@ class Reply:
                 certain = certain_length(text, self.stop, ended=event.caption is not None)
                 if certain > sent:
                     piece, sent = text[sent:certain], certain
-                    yield json.dumps(piece, ensure_ascii=False)[1:-1] if self._key else piece, None
+                    yield json.dumps(piece, ensure_ascii=False)[1:-1] if key else piece, None
                 if event.caption:
                     if end:
                         yield end, None
@@ -130,11 +135,19 @@ class Reply:
         wanted = ("confidence", "calibrated", "uncertain", "unhedged")
         return {"uncertain": False, **{name: found[name] for name in wanted if name in found}}
 
+    @property
+    def _key(self) -> str:
+        """The property of the schema that a caption fills; "" where the caption is the whole answer."""
+        assert self.model.about is not None, "the model has been loaded to caption"
+        lacks = self.model.about.lacks
+        if self.schema is None or not lacks["schemas"] or not lacks["instructions"]:
+            return ""
+        return _caption_key(self.schema)
+
     def _fit(self, schema: dict[str, Any], captioner: Captioner) -> str:
         """The schema for a model that follows it; "" where a caption will fill it."""
         if not captioner.lacks.schemas:
             return json.dumps(schema, ensure_ascii=False)
-        self._key = _caption_key(schema) if captioner.lacks.instructions else ""
         if not self._key:
             detail = f"{captioner.name} cannot answer in this JSON, since {captioner.lacks.schemas}"
             if captioner.lacks.instructions:

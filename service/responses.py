@@ -17,6 +17,7 @@ from service.errors import Problem, problem_of
 from service.inputs import ImageText, read_json, service_of, until_gone
 from service.logs import REQUEST_ID
 from service.metrics import count_tokens
+from service.models import Model
 from service.replies import Reply
 from service.responses_schemas import ResponseOut, ResponsesRequest
 from service.routes import BUSY, STRANGERS, caption_images, stream_image
@@ -45,21 +46,22 @@ async def create_response(request: Request) -> Response:
     service = service_of(request)
     service.engine.check_room()
     body = await read_json(request, ResponsesRequest)
-    model, url, reply = service.engine.models.find(body.model), body.last_image(), _reply(body)
+    model, url = service.engine.models.find(body.model), body.last_image()
     if url is None:
         detail = "there is no photo: send one as an input_image"
         raise Problem(400, "chat", "The input cannot be followed", detail)
-    image, options = ImageText(url, "image_url"), functools.partial(reply.options, service)
-    draft = _Draft(body, reply, model.name)
+    image, reply = ImageText(url, "image_url"), _reply(body, model)
+    options, draft = functools.partial(reply.options, service), _Draft(body, reply, model.name)
     if body.stream:
         return EventStream(request, draft.events(await stream_image(request, model, image, options)))
     (caption,) = await until_gone(request, caption_images(service, model, [image], options))
     return JSONResponse(draft.whole(caption))
 
 
-def _reply(body: ResponsesRequest) -> Reply:
+def _reply(body: ResponsesRequest, model: Model) -> Reply:
     """What the fields mean here."""
     return Reply(
+        model=model,
         text=body.last_text() or body.instructions or "",
         limit=body.max_output_tokens,
         samples=bool(body.temperature or (body.temperature is None and body.top_p is not None)),
@@ -68,6 +70,7 @@ def _reply(body: ResponsesRequest) -> Reply:
         schema=body.text.format.wanted() if body.text and body.text.format else None,
         min_confidence=body.min_confidence,
         hedge=body.hedge,
+        detail=body.detail,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.schemas import EXAMPLE_PNG
+from service.schemas import EXAMPLE_PNG, Detail, Hedge, MinConfidence
 
 __all__ = ["ResponseOut", "ResponsesRequest"]
 
@@ -96,10 +96,9 @@ class ResponsesRequest(BaseModel):
     top_p: float | None = Field(None, ge=0, le=1, description="From the likeliest words of this probability.")
     metadata: dict[str, str] | None = None
     text: TextOptions | None = None
-    min_confidence: float | None = Field(
-        None, ge=0, le=1, description="As in `/v1/chat/completions`, and so is `hedge`."
-    )
-    hedge: bool | None = None
+    min_confidence: MinConfidence = None
+    hedge: Hedge = None
+    detail: Detail = None
 
     @model_validator(mode="before")
     @classmethod

@@ -16,8 +16,11 @@ __all__ = [
     "CaptionsOut",
     "CaptionsRequest",
     "ChoiceOptions",
+    "Detail",
     "FailedOut",
+    "Hedge",
     "ImageRef",
+    "MinConfidence",
     "ModelOut",
     "ModelsOut",
     "ProblemOut",
@@ -36,6 +39,20 @@ EXAMPLE_PNG = (  # 2 × 2 pixels, red
 )
 
 BadWord = Annotated[str, Field(min_length=1, max_length=64)]
+
+# What no other API has a field for, and each form takes all the same
+MinConfidence = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="Mark captions that are less likely to be right than this as uncertain."),
+]
+Hedge = Annotated[
+    bool | None,
+    Field(description="Shorten those captions to what is sure; without min_confidence, those below 0.5."),
+]
+Detail = Annotated[
+    Literal["brief", "detailed", "full"] | None,
+    Field(description="How much to tell, for a model that was trained for each of them."),
+]
 
 
 class _Strict(BaseModel):
@@ -67,9 +84,7 @@ class CaptionOptions(_Strict):
     instruction: str | None = Field(
         None, max_length=4000, description="What to write about the photo, for a model that can be asked."
     )
-    detail: Literal["brief", "detailed", "full"] | None = Field(
-        None, description="How much to tell, for a model that was trained for each of them."
-    )
+    detail: Detail = None
     do_sample: bool | None = Field(None, description="Choose the words at random.")
     temperature: float | None = Field(
         None, ge=0.01, le=100, description="With do_sample: below 1 prefers likely words."
@@ -93,12 +108,8 @@ class CaptionOptions(_Strict):
     early_stopping: bool | None = Field(
         None, description="Stop as soon as there are as many captions as beams."
     )
-    min_confidence: float | None = Field(
-        None, ge=0, le=1, description="Mark captions that are less likely to be right than this as uncertain."
-    )
-    hedge: bool | None = Field(
-        None, description="Shorten those captions to what is sure; without min_confidence, those below 0.5."
-    )
+    min_confidence: MinConfidence = None
+    hedge: Hedge = None
 
     def to_options(self) -> GenerationOptions:
         """The library's options. Raises OptionsError if they contradict each other."""

@@ -42,11 +42,15 @@ export class Options {
   /** @param {import("./api.js").Model} model */
   adopt({ default_options: defaults, max_beams: most, gives }) {
     for (const name of ["num_beams", "alternatives"]) this.#input(name).disabled = gives.beams === null; // then neither is sent
+    const detail = this.#input("detail");
+    detail.disabled = !gives.details;
+    /** @type {HTMLElement} */ (detail.parentElement).hidden = detail.disabled;
     this.#input("num_beams").max = String(most);
     this.#input("alternatives").max = String(most - 1);
     for (const name of ["num_beams", "max_length"]) {
       this.#input(name).placeholder = name in defaults ? `auto (${defaults[name]})` : "auto";
     }
+    this.#summarize();
   }
 
   /** Show where the API key goes, which the server wants or did not know. */
@@ -68,8 +72,8 @@ export class Options {
   /** Beside the summary: what a closed form would hide. */
   #summarize() {
     const labels = [...this.form.elements].filter(
-      (element) => (element instanceof HTMLInputElement && element.name && element.value !== element.defaultValue)
-        || (element instanceof HTMLSelectElement && element.value),
+      (element) => (element instanceof HTMLInputElement && element.name && !element.disabled && element.value !== element.defaultValue)
+        || (element instanceof HTMLSelectElement && !element.disabled && element.value),
     ).map((element) => {
       const { labels, value } = /** @type {HTMLInputElement | HTMLSelectElement} */ (element);
       if (element instanceof HTMLSelectElement) return element.selectedOptions[0].text;

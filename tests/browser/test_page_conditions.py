@@ -290,12 +290,16 @@ def test_people_choose_among_several_models(
         expect(status).to_have_text("on cpu")
         assert choice.locator("option").all_inner_texts() == ["quick", "careful", "far"]
         expect(page.locator("footer")).to_contain_text("nowhere else")
+        page.get_by_text("Options").click()
+        page.get_by_label("Detail").select_option("detailed: a few sentences")
+        expect(page.locator(".changed")).to_have_text("detailed: a few sentences")
         card = add(page, photo())
         expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
-        assert len(captioner.streamed) == 1
+        assert [options.detail for options in captioner.streamed] == ["detailed"]
 
         choice.select_option("careful")
         expect(status).to_have_text("loads with the first photo")
+        expect(page.get_by_label("Detail")).to_be_hidden()
         page.get_by_role("button", name="Caption again").click()
         expect(status).to_have_text("on cpu")
         expect(choice).to_have_value("careful")
@@ -305,8 +309,9 @@ def test_people_choose_among_several_models(
         place = f"127.0.0.1:{server.port}"
         expect(status).to_have_text(f"on {place}")
         expect(page.locator("footer")).to_contain_text(f"sends them on to {place}")
-        page.get_by_text("Options").click()
         expect(page.get_by_label("Beams")).to_be_disabled()
+        expect(page.get_by_label("Detail")).to_be_hidden()
+        expect(page.locator(".changed")).to_have_text("")
         choice.select_option("quick")
         expect(page.get_by_label("Beams")).to_be_enabled()
         expect(page.locator("footer")).to_contain_text("nowhere else")

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from images import draw_noise, encode
 from model_servers import model_server
 from problems import check_problem
+from scripted import ScriptedCaptioner
 from standins import CrashingOnRequests
 from tiny import tiny_captioner, tiny_checkpoint
 
@@ -38,6 +39,13 @@ def image_part(data: bytes) -> dict[str, Any]:
 
 def chat_of(*contents: Any) -> list[Any]:
     return [{"role": "user", "content": content} for content in contents]
+
+
+def forms_of(photo: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The same request in the forms of OpenAI's chat completions and Responses, and of Ollama."""
+    url, data = image_part(photo)["image_url"]["url"], base64.b64encode(photo).decode()
+    response = {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}
+    return {"messages": chat_of([image_part(photo)])}, response, {"model": "default", "images": [data]}
 
 
 @pytest.fixture
@@ -82,11 +90,9 @@ def test_every_form_says_what_ended_a_caption(serve, photo: bytes, finish: str):
     with model_server(finish=finish) as server:
         model = Captioner(RemoteRunner(Address.parse(server.openai)), name="asked")
         with serve(model) as client:
-            url, data = image_part(photo)["image_url"]["url"], base64.b64encode(photo).decode()
-            chat = {"messages": chat_of([image_part(photo)]), "max_tokens": 2}
-            content = [{"type": "input_image", "image_url": url}]
-            response = {"input": [{"role": "user", "content": content}], "max_output_tokens": 2}
-            generate = {"model": "asked", "images": [data], "options": {"num_predict": 2}}
+            chat, response, generate = forms_of(photo)
+            chat["max_tokens"] = response["max_output_tokens"] = 2
+            generate["options"] = {"num_predict": 2}
 
             def asked(path: str, body: dict[str, Any], **more: Any) -> str:
                 answer = client.post(path, json={**body, **more})
@@ -123,6 +129,23 @@ def test_openai_marks_and_shortens_what_is_not_sure(
     with pytest.raises(openai.BadRequestError, match="min_confidence"):
         create(model="tiny", messages=chat, extra_body={"min_confidence": 2})
     assert create(model="tiny", messages=chat).choices[0].model_extra == {}
+
+
+def test_every_form_asks_for_a_detail(serve, client: httpx.Client, photo: bytes):
+    chat, response, generate = forms_of(photo)
+    wanted = {"detail": "full"}
+    knows = ScriptedCaptioner()
+    with serve(knows) as other:
+        for path, body in {
+            "/v1/chat/completions": {**chat, **wanted},
+            "/v1/responses": {**response, **wanted},
+            "/api/generate": {**generate, "stream": False, "options": wanted},
+        }.items():
+            assert other.post(path, json=body).status_code == 200
+            assert knows.options[-1].detail == "full"
+            refused = client.post(path, json=body)
+            assert refused.status_code == 400
+            assert "takes no detail" in refused.text
 
 
 def test_openai_several_choices(client_of_openai: openai.OpenAI, chat: list[Any], photo: bytes):
