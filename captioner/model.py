@@ -6,7 +6,7 @@ says what differs. ``B`` images, ``R`` region tokens, ``C`` channels of the back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -27,9 +27,14 @@ __all__ = [
 ]
 
 CPU_IMAGES = 2
-"""Images in float32 that pass through the backbone at once on a CPU; in bfloat16, twice as many. The
-activations of more outgrow its cache, and come in blocks that are fresh memory each time: of 32 at once, each
-takes three times as long.
+"""Images in float32 that pass at once through a backbone's stages with large maps on a CPU; in bfloat16,
+twice as many. More of them outgrow its cache, and come in blocks that are fresh memory each time: of 32 at
+once, each takes three times as long.
+"""
+
+CPU_GROUP = 4
+"""So many times as many pass at once through the other stages and the region encoder, since the products of
+few small maps are too small to be fast.
 """
 
 
@@ -84,6 +89,15 @@ class EncodedImages:
     def grid_slice(self) -> slice:
         """Where the grid's tokens stand among the region tokens."""
         return slice(self.prefix, self.prefix + self.grid[0] * self.grid[1])
+
+    @classmethod
+    def join(cls, parts: Sequence[EncodedImages]) -> EncodedImages:
+        """All images of several, one at least."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = torch.cat([part.region_tokens for part in parts])
+        tags = [part.tags for part in parts if part.tags is not None]
+        return replace(parts[0], region_tokens=tokens, tags=Tags.stack(tags) if tags else None)
 
     def first(self, count: int) -> EncodedImages:
         """The first images, in memory of their own."""
@@ -144,23 +158,36 @@ class CaptionModel(nn.Module):
             return [TagScores({}, {})] * len(encoded.region_tokens)
         return self.regions.tags.by_word(encoded.tags)
 
+    def photos_at_once(self, device: torch.device, dtype: torch.dtype) -> int | None:
+        """How many photos a CPU encodes fastest together; None on other devices, for as many as there are."""
+        if device.type != "cpu":
+            return None
+        looks = 2 if self.config.backbone.mirror else 1
+        group = 1 if self.backbone.large_maps is None else CPU_GROUP
+        return max(1, group * _cpu_images(dtype) // looks)
+
     def features(self, x: Tensor) -> Tensor:
         """Normalised pixel values ``(B, 3, H, W)`` -> what the backbone gives.
 
         Where its configuration says ``mirror``, that is the mean of what it sees in a photo and, turned back,
         in its mirror image (test-time augmentation, Krizhevsky et al. 2012), at the price of a second look.
         """
-        mirror = self.config.backbone.mirror
-        look = self._look_twice if mirror else self.backbone.run
-        looks = 2 if mirror else 1
-        at_once = len(x)
-        if x.device.type == "cpu":
-            at_once = max(1, CPU_IMAGES * torch.float32.itemsize // x.element_size() // looks)
-        return torch.cat([look(part) for part in torch.split(x, at_once)])
+        at_once = self.photos_at_once(x.device, x.dtype) or len(x)
+        return torch.cat([self._look(part) for part in torch.split(x, at_once)])
 
-    def _look_twice(self, x: Tensor) -> Tensor:
-        photos, mirrored = self.backbone.run(torch.cat([x, x.flip(3)])).chunk(2)
+    def _look(self, x: Tensor) -> Tensor:
+        if not self.config.backbone.mirror:
+            return self._run(x)
+        photos, mirrored = self._run(torch.cat([x, x.flip(3)])).chunk(2)
         return (photos + mirrored.flip(3)) / 2
+
+    def _run(self, x: Tensor) -> Tensor:
+        """The backbone; on a CPU with fewer images at once where its maps are large."""
+        large = self.backbone.large_maps
+        if x.device.type != "cpu" or large is None:
+            return self.backbone.run(x)
+        maps = [self.backbone.run(part, 0, large) for part in torch.split(x, _cpu_images(x.dtype))]
+        return self.backbone.run(torch.cat(maps), large)
 
     def feature_map(self, features: Tensor) -> Tensor:
         """What the backbone gives, ``(B, C, h, w)`` or ``(B, tokens, C)``, as a map, without class tokens."""
@@ -169,6 +196,10 @@ class CaptionModel(nn.Module):
         patches = features[:, self.backbone.prefix :].transpose(1, 2)
         side = round(patches.shape[2] ** 0.5)
         return patches.reshape(len(patches), -1, side, side)
+
+
+def _cpu_images(dtype: torch.dtype) -> int:
+    return CPU_IMAGES * torch.float32.itemsize // dtype.itemsize
 
 
 def model_without_weights(config: ModelConfig) -> CaptionModel:

@@ -56,10 +56,12 @@ class Backbone(nn.Module):
     Attributes:
         num_stages: how many stages the chain has.
         prefix: tokens before the grid's (1 where there is a class token); always 0 for feature maps.
+        large_maps: how many of the first stages have much larger maps than the rest; None if all are alike.
     """
 
     num_stages: int
     prefix: int = 0
+    large_maps: int | None = None
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         raise NotImplementedError  # pragma: no cover - abstract
@@ -102,6 +104,7 @@ class EfficientNetLite(Backbone):
 
     KERNELS = (3, 3, 5, 3, 5, 5, 3)
     STRIDES = (1, 2, 2, 2, 1, 2, 1)
+    large_maps = 4  # down to an eighth of the photo's sides
 
     def __init__(self, *, widths: list[int], repeats: list[int], stem: int, head: int) -> None:
         super().__init__()

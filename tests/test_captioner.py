@@ -102,6 +102,18 @@ def test_a_photo_has_the_same_caption_alone_and_in_a_batch_of_64(
     )
 
 
+@torch.inference_mode()
+def test_photos_and_their_tags_are_encoded_alike_alone_and_in_a_batch(photos: list[Image.Image]):
+    runner = CheckpointRunner(tiny_checkpoint(words=20, colours=2))
+    prepared = [Captioner(runner, name="tiny").prepare(photo) for photo in photos[:10]]
+    together, apart = runner.encode(prepared), [runner.encode([photo]) for photo in prepared]
+    torch.testing.assert_close(together.region_tokens, torch.cat([one.region_tokens for one in apart]))
+    assert together.tags is not None
+    scores = torch.cat([one.tags.scores for one in apart if one.tags])
+    torch.testing.assert_close(together.tags.scores, scores)
+    assert together.grid == apart[0].grid
+
+
 def test_the_log_probability_is_the_models_own_whatever_the_rules(
     model: Captioner, photos: list[Image.Image]
 ):

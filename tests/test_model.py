@@ -361,8 +361,10 @@ def test_features_are_the_same_however_many_photos_pass_at_once(
     x = torch.randn(5, 3, 64, 64)
     together = model.features(x)
     torch.testing.assert_close(torch.cat([model.features(x[i : i + 1]) for i in range(5)]), together)
-    monkeypatch.setattr("captioner.model.CPU_IMAGES", 5)
-    torch.testing.assert_close(model.features(x), together)
+    for images, group in ((5, 1), (1, 2), (2, 8)):
+        monkeypatch.setattr("captioner.model.CPU_IMAGES", images)
+        monkeypatch.setattr("captioner.model.CPU_GROUP", group)
+        torch.testing.assert_close(model.features(x), together)
 
 
 @torch.inference_mode()

@@ -80,9 +80,13 @@ class CheckpointRunner(NetworkRunner):
     @torch.inference_mode()
     def encode(self, images: Sequence[PreparedImage], *, detail: str = "") -> EncodedImages:
         """Prepared photos, one at least, through the image encoder, for captions of a detail."""
-        model = self._recorded or self.checkpoint.model
-        pixel_values = normalized(images, self.checkpoint.processor, self.device, self.dtype)
-        return model.encode(pixel_values, detail=detail)
+        model, processor = self._recorded or self.checkpoint.model, self.checkpoint.processor
+        at_once = self.checkpoint.model.photos_at_once(self.device, self.dtype) or len(images)
+        parts = []
+        for start in range(0, len(images), at_once):
+            pixel_values = normalized(images[start : start + at_once], processor, self.device, self.dtype)
+            parts.append(model.encode(pixel_values, detail=detail))
+        return EncodedImages.join(parts)
 
     @torch.inference_mode()
     def search(
