@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, get_args
 import typer
 
 from captioner.batch.command import batch
+from captioner.batch.export_command import export
 from captioner.batch.items import Dedupe
 from captioner.caption import Caption
 from captioner.commandline import (
@@ -199,7 +200,7 @@ def convert(
     print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
-for command in (models, download, batch, train, average, evaluate, calibrate, benchmark, serve):
+for command in (models, download, batch, export, train, average, evaluate, calibrate, benchmark, serve):
     app.command()(command)
 
 

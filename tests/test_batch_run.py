@@ -252,7 +252,7 @@ def test_no_room_for_a_sidecar_ends_the_run(library: Path, tmp_path: Path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(photo, record, previous=previous)
 
-    with pytest.raises(DataError, match=r"No space left on device\. The 4 records so far are safe"):
+    with pytest.raises(DataError, match=r"No space left on device\. The records so far are safe"):
         run(library, tmp_path / "o.jsonl", sidecars=Full("txt"))
     assert numbers(tmp_path / "o.jsonl") == [0, 1, 2, 3]
 

@@ -3,7 +3,8 @@
 The way of a batch, one file for each step: ``items.py`` (which photographs) → ``engine.py`` (their records)
 → ``log.py`` (written down for good, with what they were made with: ``origin.py``) → ``sidecars.py`` and
 ``export.py`` (other forms of the same), joined in ``run.py``. What other programs wrote is read by
-``texts.py``, ``xmp.py`` and ``embedded.py``. ``command.py`` is the command line, ``outputs.py`` its files,
-and ``progress.py`` says how it goes, from ``counts.py``. What runs elsewhere, as on a cluster, is another
-:class:`~captioner.batch.engine.Engine`.
+``texts.py``, ``xmp.py`` and ``embedded.py``, and finished records by ``reading.py``. ``command.py`` and the
+other ``…_command.py`` are the command lines, ``settings.py`` the options that they share, ``outputs.py`` a
+run's files, and ``progress.py`` says how it goes, from ``counts.py``. What runs elsewhere, as on a cluster,
+is another :class:`~captioner.batch.engine.Engine`.
 """

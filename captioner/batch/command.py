@@ -19,7 +19,8 @@ from captioner.batch.log import Existing
 from captioner.batch.origin import made_with
 from captioner.batch.outputs import Outputs
 from captioner.batch.remote import is_remote
-from captioner.batch.sidecars import CAPTION_FIELD, SidecarKind, SidecarNaming, Sidecars
+from captioner.batch.settings import Naming, Prefix, Suffix, Template, result_option
+from captioner.batch.sidecars import CAPTION_FIELD, SidecarKind, Sidecars, text_form
 from captioner.commandline import Device, Dtype, Model, complain, generation_options, takes_generation_options
 from captioner.errors import DataError, OptionsError
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from captioner.batch.engine import BatchCaptioner, Engine
 
 __all__ = ["batch"]
-
-
-def _results(help_text: str, *names: str, **among: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel="Results", **among)
 
 
 @takes_generation_options
@@ -46,37 +43,33 @@ def batch(
     ],
     output: Annotated[
         Path,
-        _results(
+        result_option(
             "File for the records; an unfinished run there continues.", "--output", "-o", metavar="FILE"
         ),
     ],
-    format: Annotated[Format | None, _results("Format of the output; default: by its suffix.")] = None,
-    excel: Annotated[bool, _results("Write a CSV that spreadsheets open as text.", "--excel")] = False,
-    sidecar: Annotated[SidecarKind | None, _results("Also write each caption beside its photo.")] = None,
-    sidecar_name: Annotated[
-        SidecarNaming, _results("For dog.jpg: dog.xmp (stem) or dog.jpg.xmp (full).")
-    ] = "stem",
-    prefix: Annotated[
-        str, _results("Text before each caption in a text sidecar, such as 'ohwx dog, '.")
-    ] = "",
-    suffix: Annotated[str, _results("Text after each caption in a text sidecar.")] = "",
-    template: Annotated[
-        str, _results("Text of a text sidecar; {caption} stands for the caption.")
-    ] = CAPTION_FIELD,
-    existing: Annotated[Existing, _results("What to do with records and sidecars that exist.")] = "skip",
+    format: Annotated[Format | None, result_option("Format of the output; default: by its suffix.")] = None,
+    excel: Annotated[bool, result_option("Write a CSV that spreadsheets open as text.", "--excel")] = False,
+    sidecar: Annotated[SidecarKind | None, result_option("Also write each caption beside its photo.")] = None,
+    sidecar_name: Naming = "stem",
+    prefix: Prefix = "",
+    suffix: Suffix = "",
+    template: Template = CAPTION_FIELD,
+    existing: Annotated[Existing, result_option("What to do with records and sidecars that exist.")] = "skip",
     retry_errors: Annotated[
-        bool, _results("Try photos again whose record has an error.", "--retry-errors")
+        bool, result_option("Try photos again whose record has an error.", "--retry-errors")
     ] = False,
     update: Annotated[
         bool,
-        _results("Caption photos again that were captioned with another model or other options.", "--update"),
+        result_option(
+            "Caption photos again that were captioned with another model or other options.", "--update"
+        ),
     ] = False,
     attention: Annotated[
-        bool, _results("Add to each word where the model looked, and its box.", "--attention")
+        bool, result_option("Add to each word where the model looked, and its box.", "--attention")
     ] = False,
     report: Annotated[
         Path | None,
-        _results("Also write a gallery of the photographs and their captions.", metavar="FILE.html"),
+        result_option("Also write a gallery of the photographs and their captions.", metavar="FILE.html"),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include folders in folders.")] = False,
     exclude: Annotated[
@@ -114,7 +107,7 @@ def batch(
     from captioner.batch.run import run_batch
 
     outputs = Outputs(output=output, format=format or _format_of(output), excel=excel, report=report)
-    form = _text_form(sidecar, template, prefix, suffix)
+    form = text_form(sidecar, template, prefix, suffix, option="--sidecar")
     if sidecar and any(map(is_remote, inputs)):
         raise OptionsError("sidecars stand beside photographs of this machine: leave out --sidecar for a URI")
     outputs.check(existing)
@@ -155,20 +148,6 @@ def batch(
     if signals.received:
         complain("stopped; the same command goes on")
     raise typer.Exit(128 + signals.received if signals.received else int(bool(counts.errors)))
-
-
-def _text_form(sidecar: SidecarKind | None, template: str, prefix: str, suffix: str) -> str:
-    """What a text sidecar says, with a field for the caption."""
-    form = f"{prefix}{template}{suffix}"
-    if form != CAPTION_FIELD and sidecar not in ("txt", "caption"):
-        raise OptionsError("--prefix, --suffix and --template are for --sidecar txt or caption")
-    if CAPTION_FIELD not in template:
-        raise OptionsError(
-            f"--template {template!r} has no {CAPTION_FIELD} in it, where the caption is to be"
-        )
-    if not form.isprintable():
-        raise OptionsError("--prefix, --suffix and --template are one line, without tabs and the like")
-    return form
 
 
 def _check_there_is_any(inputs: Sequence[str], find: Callable[..., Iterator[Item]]) -> None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any, BinaryIO, Literal
 
-from captioner.batch.records import Record
+from captioner.batch.records import Record, encode_record
 from captioner.batch.replacing import replacing
 from captioner.errors import DataError, OptionsError
 
@@ -39,12 +39,13 @@ def write_table(
     """Write records as a table, which takes the place of ``path`` once it is whole.
 
     A CSV has a row for each record, without its words, and with the captions of its alternatives as JSON. A
-    Parquet file has all that the records have, nested as there, in groups of 1024 rows.
+    Parquet file has all that the records have, nested as there, in groups of 1024 rows. JSON Lines have the
+    records as they are.
 
     Args:
         path: of the file.
         records: taken as they are written.
-        format: "csv" or "parquet".
+        format: of the file.
         excel: write a CSV that a spreadsheet opens by a double click: with a byte-order mark, so that it is
             read as UTF-8, and with an apostrophe before texts that it would compute.
 
@@ -55,8 +56,10 @@ def write_table(
         with replacing(path) as file:
             if format == "csv":
                 _write_csv(file, records, excel=excel)
-            else:
+            elif format == "parquet":
                 _write_parquet(file, records)
+            else:
+                file.writelines(map(encode_record, records))
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written: {error.strerror}. Its records are safe: make room, and the same "

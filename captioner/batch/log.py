@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,14 +17,15 @@ from typing import BinaryIO, Literal
 from filelock import FileLock, Timeout
 
 from captioner.batch.items import identity
-from captioner.batch.records import Record, encode_record
+from captioner.batch.records import Record, decode_record, encode_record
 from captioner.batch.replacing import replacing
 from captioner.errors import DataError
 
-__all__ = ["Entry", "Existing", "RecordLog"]
+__all__ = ["Entry", "Existing", "RecordLog", "place_of"]
 
 Existing = Literal["skip", "overwrite", "append"]
 
+ADVICE = "choose another output, or mend the file"
 SYNC_SECONDS = 5.0
 """A killed process loses nothing; a machine that loses power loses so much work at most."""
 
@@ -223,7 +225,7 @@ class RecordLog:
         self._reader.seek(offset)
         while offset < size:
             line = self._reader.readline()
-            record = _decode(line, f"{self._target} at byte {offset}")
+            record = decode_record(line, f"{self._target} at byte {offset}", ADVICE)
             entry = self._note(record, offset)
             entry.outdated = self.retry_errors and entry.failed and "caption" not in record
             offset += len(line)
@@ -233,7 +235,7 @@ class RecordLog:
         return size
 
     def _note(self, record: Record, offset: int) -> Entry:
-        photo = _identity(record)
+        photo = place_of(record)
         self._superseded |= photo in self._entries
         entry = Entry(offset, "error" in record, _version(record), _origin(record))
         self._entries[photo] = entry
@@ -275,7 +277,7 @@ def _whole_lines(file: BinaryIO, path: Path) -> int:
         first += file.readline()
     is_cut_off = first.startswith(b"{") and not first.endswith(b"\n")
     if first and not is_cut_off:
-        _decode(first, str(path))
+        decode_record(first, str(path), ADVICE)
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65536)
@@ -287,24 +289,14 @@ def _whole_lines(file: BinaryIO, path: Path) -> int:
     return 0
 
 
-def _decode(line: bytes, where: str) -> Record:
-    """A line's record; DataError if it is none."""
-    try:
-        record: Record = json.loads(line)
-        if isinstance(record["file"], str) and ("caption" in record or "error" in record):
-            return record
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise DataError(f"{where} is not a record of a batch: choose another output, or mend the file")
-
-
-def _identity(record: Record) -> str:
-    """A record's photograph, also where its path is relative to another folder than the one we are in."""
+def place_of(record: Record) -> str:
+    """The identity of a record's photograph, also where its path is relative to another folder than ours."""
     here, folder = identity(record["file"]), record.get("photo", {}).get("folder")
     if folder is None or folder == os.path.dirname(here):
         return here
     there = os.path.join(folder, os.path.basename(record["file"]))
-    return there if os.path.lexists(there) else here  # or else the library has moved
+    holder = re.split(r"(?<=\.tar)!", there, maxsplit=1, flags=re.IGNORECASE)[0]
+    return there if os.path.lexists(holder) else here  # or else the library has moved
 
 
 def _version(record: Record) -> tuple[int, float] | None:

@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captioner.batch.export import Format, check_format, write_table
 from captioner.batch.items import Item
 from captioner.batch.log import Existing, RecordLog
 from captioner.errors import DataError, OptionsError
 
-__all__ = ["Outputs"]
+if TYPE_CHECKING:
+    from captioner.report import Entry
+
+__all__ = ["Outputs", "write_gallery"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +82,27 @@ class Outputs:
         Raises:
             DataError: one of them cannot be written; the records are safe.
         """
-        from captioner.report import write_report
-
         if self.format != "jsonl" and log.in_place:
             write_table(self.output, log, self.format, excel=self.excel)
             time = self.records.stat().st_mtime_ns  # by which `check` sees that nobody has changed it
             os.utime(self.output, ns=(time, time))
         if self.report is not None and not stopped:
-            try:
-                write_report(self.report, ((each.source, log[each.key]) for each in items if each.key in log))
-            except OSError as error:
-                raise DataError(
-                    f"{self.report}: cannot be written: {error.strerror}. The records are safe: make room, "
-                    "and the same command writes it"
-                ) from error
+            write_gallery(self.report, ((each.source, log[each.key]) for each in items if each.key in log))
+
+
+def write_gallery(path: str | os.PathLike[str], entries: Iterable[Entry]) -> int:
+    """The same as :func:`~captioner.report.write_report`, of records that are safe in a file of their own.
+
+    Raises:
+        OptionsError: the path is none for a page.
+        DataError: the page cannot be written.
+    """
+    from captioner.report import write_report
+
+    try:
+        return write_report(path, entries)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}. The records are safe: make room, and the same "
+            "command writes it"
+        ) from error

@@ -20,7 +20,7 @@ from captioner.batch.sidecars import FOREIGN, UNCERTAIN
 from captioner.commandline import complain
 from captioner.errors import CaptionerError
 
-__all__ = ["ProgressReport"]
+__all__ = ["ProgressReport", "say_what_is_left", "say_what_is_wrong"]
 
 
 class ProgressReport:
@@ -93,7 +93,7 @@ class ProgressReport:
     def summary(self, counts: Counts) -> None:
         """Tell how the run ended, what it left alone, and which option does otherwise."""
         speed = counts.images_per_second
-        for sentence in () if self.quiet else _left_alone(counts):
+        for sentence in () if self.quiet else say_what_is_left(counts):
             complain(sentence)
         if not self.console.is_terminal:
             if not self.quiet:
@@ -118,9 +118,8 @@ class ProgressReport:
             took = f"in {_clock(counts.seconds)}, {speed:.1f} images/s"
             before = f"; {counts.already} were done before" if counts.already else ""
             complain(f"{counts.captioned} captioned, {counts.failed} failed {took}{before}")
-        for kind, count in (*counts.errors.most_common(), *counts.warnings.most_common()):
-            file, problem = counts.examples[kind]
-            complain(f"{count} × {kind}, such as {file}: {problem}")
+        for sentence in say_what_is_wrong(counts):
+            complain(sentence)
 
     def _seconds_left(self, counts: Counts) -> float | None:
         if self.total is None or not counts.captioned + counts.failed:
@@ -131,7 +130,7 @@ class ProgressReport:
         print(json.dumps(data), file=sys.stderr, flush=True)
 
 
-def _left_alone(counts: Counts) -> Iterator[str]:
+def say_what_is_left(counts: Counts) -> Iterator[str]:
     """What a run did not do that somebody may expect of it, a sentence for each."""
     if counts.changed:
         yield f"photographs captioned anew since their files had changed: {counts.changed}"
@@ -145,6 +144,13 @@ def _left_alone(counts: Counts) -> Iterator[str]:
     others = [f"{count} × {kind}" for kind, count in counts.left_out.most_common() if kind not in NEEDED]
     if others:
         yield f"not looked into: {', '.join(others)}; --all-files takes them too"
+
+
+def say_what_is_wrong(counts: Counts) -> Iterator[str]:
+    """A sentence for each kind of errors and warnings, with an example."""
+    for kind, count in (*counts.errors.most_common(), *counts.warnings.most_common()):
+        file, problem = counts.examples[kind]
+        yield f"{count} × {kind}, such as {file}: {problem}"
 
 
 def _clock(seconds: float) -> str:

@@ -15,11 +15,26 @@ import json
 from typing import Any, TypeAlias
 
 from captioner.caption import Caption
-from captioner.errors import ImageDecodeError, ImageError, ImageSizeError, ImageTypeError
+from captioner.errors import DataError, ImageDecodeError, ImageError, ImageSizeError, ImageTypeError
 
-__all__ = ["Record", "caption_record", "encode_record", "error_record", "image_error_record"]
+__all__ = [
+    "OURS",
+    "Record",
+    "caption_record",
+    "decode_record",
+    "encode_record",
+    "error_record",
+    "image_error_record",
+    "without_sidecar",
+]
 
 Record: TypeAlias = dict[str, Any]
+
+OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
+"""What every record with a caption has, and no other program's JSON."""
+
+OF_THE_SIDECAR = ("sidecar", "error", "error_kind")
+"""What a record with a caption may say of its sidecar."""
 
 _KINDS = {
     ImageTypeError: "type",
@@ -59,3 +74,29 @@ def encode_record(record: Record) -> bytes:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(record).encode() + b"\n"
+
+
+def decode_record(line: bytes, where: str, advice: str) -> Record:
+    """The record of a line.
+
+    Args:
+        line: of the file.
+        where: which file and line it is, for the error.
+        advice: what to do about it, likewise.
+
+    Raises:
+        DataError: the line is no record.
+    """
+    try:
+        record: Record = json.loads(line)
+        is_ours = isinstance(record["file"], str) and isinstance(record.get("photo", {}), dict)
+        if is_ours and ("caption" in record or "error" in record):
+            return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise DataError(f"{where} is not a record of a batch: {advice}")
+
+
+def without_sidecar(record: Record) -> Record:
+    """A record without what it says of its sidecar."""
+    return {name: value for name, value in record.items() if name not in OF_THE_SIDECAR}

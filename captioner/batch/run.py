@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,16 +17,13 @@ from captioner.batch.items import RAW_SUFFIXES, Dedupe, Item, identity
 from captioner.batch.log import Entry, RecordLog
 from captioner.batch.origin import what_changed
 from captioner.batch.prefetch import prefetch
-from captioner.batch.records import Record
-from captioner.batch.sidecars import Sidecars
-from captioner.errors import DataError, ImageError
+from captioner.batch.records import Record, without_sidecar
+from captioner.batch.sidecars import Left, Sidecars
+from captioner.errors import ImageError
 
 __all__ = ["run_batch"]
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 DIGESTS_AHEAD = 64
-OF_THE_SIDECAR = ("sidecar", "error", "error_kind")
-"""What a record with a caption may say of its sidecar."""
 
 
 def run_batch(
@@ -155,7 +151,7 @@ class _Run:
         self.progress(self.counts)
         record = self.log[item.key]
         if "caption" in record and item.is_file and (self.sidecars or self.log.retry_errors):
-            kept = _without_sidecar(record)
+            kept = without_sidecar(record)
             kept |= self._write_sidecar(self.sidecars, item, kept, previous=kept) if self.sidecars else {}
             if kept != record:
                 self.log.append(kept)
@@ -219,7 +215,7 @@ class _Run:
             if not expected.digest and not _shows_all(record):  # another file of the shot may
                 self.left_alone.append(expected.item)
                 continue
-            record = _without_sidecar(record) if "caption" in record else record
+            record = without_sidecar(record) if "caption" in record else record
             self._write(expected, record | {"file": key, "duplicate_of": expected.first})
 
     def _write(self, expected: _Expected, record: Record) -> None:
@@ -234,7 +230,7 @@ class _Run:
         if "caption" in record and self.made_with:
             record.setdefault("made_with", self.made_with)
         if self.sidecars and "caption" in record and item.is_file:
-            before = _without_sidecar(self.log[item.key]) if self.log.entry(item.key) else None
+            before = without_sidecar(self.log[item.key]) if self.log.entry(item.key) else None
             record |= self._write_sidecar(self.sidecars, item, record, previous=before)
         self.log.append(record)
         if "warning" in record:
@@ -249,28 +245,13 @@ class _Run:
         self, sidecars: Sidecars, item: Item, record: Record, *, previous: Record | None
     ) -> Record:
         """What the record says of it: nothing if it is written, why it was left, or why it cannot be."""
-        try:
-            left = sidecars.write(item.path, record, previous=previous)
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise DataError(
-                    f"{item.key}: its sidecar cannot be written: {error.strerror}. The {len(self.log)} "
-                    "records so far are safe: make room, and the same command goes on"
-                ) from error
-            problem = f"cannot be written: {error.strerror}"
-        except DataError as error:
-            problem = str(error)
-        else:
-            if left is None:
-                return {}
-            self.counts.note_left(item.key, left)
-            return {"sidecar": str(left)}
-        return {"error": f"its sidecar {problem}", "error_kind": "sidecar"}
-
-
-def _without_sidecar(record: Record) -> Record:
-    """A record without what it says of its sidecar."""
-    return {name: value for name, value in record.items() if name not in OF_THE_SIDECAR}
+        outcome = sidecars.attempt(item.path, record, previous=previous)
+        if outcome is None:
+            return {}
+        if isinstance(outcome, Left):
+            self.counts.note_left(item.key, outcome)
+            return {"sidecar": str(outcome)}
+        return {"error": f"its sidecar {outcome}", "error_kind": "sidecar"}
 
 
 def _shows_all(record: Record) -> bool:

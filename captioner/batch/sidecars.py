@@ -5,6 +5,7 @@ Nothing that somebody else wrote is lost or hidden unless the user asks for it: 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -16,20 +17,28 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from captioner.batch.items import PHOTO_SUFFIXES, RAW_SUFFIXES
 from captioner.batch.log import Existing
-from captioner.batch.records import Record
+from captioner.batch.records import OURS, Record
 from captioner.batch.replacing import replacing
 from captioner.batch.texts import append_line, is_blank, lines_of
 from captioner.batch.xmp import DEFAULT, describe, descriptions, parse
-from captioner.errors import DataError
+from captioner.errors import DataError, OptionsError
 
-__all__ = ["CAPTION_FIELD", "FOREIGN", "UNCERTAIN", "Left", "SidecarKind", "SidecarNaming", "Sidecars"]
+__all__ = [
+    "CAPTION_FIELD",
+    "FOREIGN",
+    "UNCERTAIN",
+    "Left",
+    "SidecarKind",
+    "SidecarNaming",
+    "Sidecars",
+    "text_form",
+]
 
 SidecarKind = Literal["txt", "caption", "xmp", "json"]
 SidecarNaming = Literal["stem", "full"]
 
 CAPTION_FIELD = "{caption}"
-OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
-"""What every record with a caption has, and no other program's JSON."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Left(NamedTuple):
@@ -52,6 +61,31 @@ HAS_TEXT = "has a text already"
 HAS_CAPTION = "has a caption already"
 HAS_DESCRIPTION = "has a description already"
 UNCERTAIN = "is uncertain"
+
+
+def text_form(kind: str | None, template: str, prefix: str, suffix: str, *, option: str) -> str:
+    """What a text sidecar says, with :data:`CAPTION_FIELD` where the caption is to be.
+
+    Args:
+        kind: of the sidecars; None where there are none.
+        template: with that field in it.
+        prefix: what stands before it.
+        suffix: what stands after it.
+        option: which chooses the kind, for the error.
+
+    Raises:
+        OptionsError: they do not fit.
+    """
+    form = f"{prefix}{template}{suffix}"
+    if form != CAPTION_FIELD and kind not in ("txt", "caption"):
+        raise OptionsError(f"--prefix, --suffix and --template are for {option} txt or caption")
+    if CAPTION_FIELD not in template:
+        raise OptionsError(
+            f"--template {template!r} has no {CAPTION_FIELD} in it, where the caption is to be"
+        )
+    if not form.isprintable():
+        raise OptionsError("--prefix, --suffix and --template are one line, without tabs and the like")
+    return form
 
 
 class Sidecars:
@@ -98,6 +132,24 @@ class Sidecars:
     def path(self, photo: str) -> Path:
         """Where a photograph's sidecar is, or will be."""
         return self._places(photo)[0]
+
+    def attempt(self, photo: str, record: Record, *, previous: Record | None = None) -> Left | str | None:
+        """The same as :meth:`write`, but what is wrong with this sidecar alone is returned, as a phrase.
+
+        Raises:
+            DataError: there is no room for it, nor for any other.
+        """
+        try:
+            return self.write(photo, record, previous=previous)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise DataError(
+                    f"{photo}: its sidecar cannot be written: {error.strerror}. The records so far are safe: "
+                    "make room, and the same command goes on"
+                ) from error
+            return f"cannot be written: {error.strerror}"
+        except DataError as error:
+            return str(error)
 
     def write(self, photo: str, record: Record, *, previous: Record | None = None) -> Left | None:
         """Write a photograph's sidecar, in one step: whoever reads it sees the old one or the new one.

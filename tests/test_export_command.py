@@ -1,0 +1,194 @@
+"""``captioner export``: what a batch wrote, in other forms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import make_caption
+from images import draw_noise
+
+from captioner.batch.reading import RecordFile
+from captioner.cli import main
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Three photographs, and a shard with one of them in it."""
+    (tmp_path / "library").mkdir()
+    for number in range(3):
+        draw_noise(60 + number, 50, seed=number).save(tmp_path / "library" / f"{number}.png")
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        shard.add(tmp_path / "library" / "0.png", "in/0.png")
+    return tmp_path / "library"
+
+
+def record(file: str | Path, text: str = "a dog", **more: Any) -> dict[str, Any]:
+    return {**make_caption(text, width=60, height=50).to_dict(), "file": str(file), **more}
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    return path
+
+
+def run(*argv: str | Path) -> int:
+    def load(name: str, /, *, device: str, dtype: str) -> Any:
+        raise AssertionError("no model is needed")
+
+    return main(["export", *map(str, argv)], load=load)
+
+
+@pytest.fixture
+def finished(library: Path, tmp_path: Path) -> Path:
+    """What a batch wrote of them, with one captioned twice, one that failed, and one that has gone."""
+    failed = {"file": str(library / "bad.png"), "error": "is damaged", "error_kind": "damaged"}
+    return write(
+        tmp_path / "o.jsonl",
+        record(library / "0.png", "a cat"),
+        record(library / "1.png", "perhaps a cow", uncertain=True),
+        failed,
+        record(library / "gone.png"),
+        record(f"{tmp_path}/s.tar!in/0.png", "a cat in a box"),
+        record(library / "0.png", "a dog"),
+    )
+
+
+LATEST = ["a dog", "perhaps a cow", None, "a dog", "a cat in a box"]
+
+
+def test_tables_have_the_latest_record_of_each_photo(finished: Path, tmp_path: Path):
+    before = finished.read_bytes()
+    for to in ("csv", "excel", "parquet", "jsonl"):
+        assert run(finished, "--to", to, "--output", tmp_path / f"t.{to}") == 0
+    with open(tmp_path / "t.csv", encoding="utf-8", newline="") as file:
+        assert [row["caption"] or None for row in csv.DictReader(file)] == LATEST
+    assert (tmp_path / "t.excel").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert pq.read_table(tmp_path / "t.parquet")["caption"].to_pylist() == LATEST
+    with RecordFile(finished) as records, RecordFile(tmp_path / "t.jsonl") as again:
+        assert list(records) == list(again)
+    assert finished.read_bytes() == before
+
+
+def test_a_gallery_opens_members_of_shards_and_names_what_has_gone(finished: Path, tmp_path: Path):
+    assert run(finished, "--to", "html", "-o", tmp_path / "g.html") == 0
+    page = (tmp_path / "g.html").read_text(encoding="utf-8")
+    assert page.count('<script type="text/html"') == 5
+    assert page.count('src="data:image') == 3
+    assert "is damaged" in page
+
+
+def test_sidecars_follow_the_rules_of_a_batch(
+    finished: Path, library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (library / "0.txt").write_text("mine")
+    assert run(finished, "--to", "txt") == 1
+    said = capsys.readouterr().err
+    for part in (
+        "sidecars written: 0",
+        "0.txt has a text already; --existing overwrite or append",
+        "its caption is uncertain",
+        "1 × damaged, such as ",
+        "gone.png: is not there any more",
+        "nothing can stand beside it in a shard",
+    ):
+        assert part in said
+    assert (library / "0.txt").read_text() == "mine"
+    assert run(finished, "--to", "txt", "--existing", "append", "--prefix", "ohwx ") == 1
+    assert (library / "0.txt").read_text() == "mine\nohwx a dog\n"
+    assert run(finished, "--to", "json", "--sidecar-name", "full") == 1
+    assert json.loads((library / "0.png.json").read_text())["caption"] == "a dog"
+    assert sorted(path.name for path in library.iterdir() if path.suffix != ".png") == ["0.png.json", "0.txt"]
+
+
+def test_photos_are_found_from_another_folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(library)
+    photo = {"bytes": 1, "modified": 1.0}
+    shard = record("../s.tar!in/0.png", photo={**photo, "folder": f"{tmp_path}/s.tar!in"})
+    write(tmp_path / "o.jsonl", record("2.png", photo={**photo, "folder": str(library)}), shard)
+    monkeypatch.chdir("/")
+    assert run(tmp_path / "o.jsonl", "--to", "html", "-o", tmp_path / "g.html") == 0
+    assert (tmp_path / "g.html").read_text(encoding="utf-8").count('src="data:image') == 2
+    assert run(tmp_path / "o.jsonl", "--to", "xmp") == 1
+    assert "a dog" in (library / "2.xmp").read_text(encoding="utf-8")
+
+
+def test_what_is_there_stays_unless_it_is_asked_for(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, to in (("t.csv", "csv"), ("g.html", "html")):
+        (tmp_path / name).write_text("mine")
+        assert run(finished, "--to", to, "-o", tmp_path / name) == 1
+        assert "give another name" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "mine"
+    assert run(finished, "--to", "csv", "-o", tmp_path / "t.csv", "--existing", "overwrite") == 0
+    assert run(finished, "--to", "jsonl", "-o", finished, "--existing", "overwrite") == 2
+    assert "is the records themselves" in capsys.readouterr().err
+    for _ in range(2):  # a gallery of ours is written anew
+        assert run(finished, "--to", "html", "-o", tmp_path / "h.html") == 0
+
+
+def test_a_table_names_the_records_beside_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "o.csv").write_text("file,caption\n")
+    assert run(tmp_path / "o.csv", "--to", "jsonl", "-o", tmp_path / "p.jsonl") == 1
+    assert "such as captions.csv.jsonl for captions.csv" in capsys.readouterr().err
+    os.rename(finished, tmp_path / "o.csv.jsonl")
+    assert run(tmp_path / "o.csv", "--to", "jsonl", "-o", tmp_path / "p.jsonl") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "has no records"),
+        (b'{"file": "a.jpg", "capt', "has no records"),
+        (b'{"a": 1}\n', "line 1, is not a record of a batch"),
+        (b'{"file": "a.jpg", "caption": "a dog"}\n', "is another program's record"),
+        (b'{"file": "a.jpg", "error": "x", "photo": "y"}\n', "line 1, is not a record"),
+        (b"\xff\xd8\xff", "holds no records"),
+    ],
+)
+def test_what_is_no_file_of_records_is_one_sentence(
+    content: bytes, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "o.jsonl").write_bytes(content)
+    assert run(tmp_path / "o.jsonl", "--to", "csv", "-o", tmp_path / "t.csv") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert problem in said[0]
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_line_that_a_run_has_not_finished_is_left_out(finished: Path):
+    with open(finished, "a", encoding="utf-8") as file:
+        file.write('{"file": "a.jpg", "caption": "a d')
+    with RecordFile(finished) as records:
+        assert len(records) == 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--to", "csv"],
+        ["--to", "txt", "-o", "o.txt"],
+        ["--to", "docx"],
+        ["--to", "xmp", "--prefix", "x"],
+        ["--to", "csv", "-o", "t.csv", "--existing", "append"],
+        ["--to", "csv", "-o", "t.csv", "--sidecar-name", "full"],
+        ["--to", "csv", "-o", "none/t.csv"],
+        ["--to", "html", "-o", "t.pdf"],
+        [],
+    ],
+)
+def test_wrong_usage(finished: Path, tmp_path: Path, wrong: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run(finished, *wrong) == 2
+    assert sorted(tmp_path.iterdir()) == before
