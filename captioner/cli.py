@@ -23,6 +23,7 @@ import typer
 from captioner.batch.command import batch
 from captioner.batch.export_command import export
 from captioner.batch.items import Dedupe
+from captioner.batch.search_command import search
 from captioner.caption import Caption
 from captioner.commandline import (
     Device,
@@ -200,7 +201,19 @@ def convert(
     print(one_line(str(dest)), one_line(checkpoint.description), sep="\t")
 
 
-for command in (models, download, batch, export, train, average, evaluate, calibrate, benchmark, serve):
+for command in (
+    models,
+    download,
+    batch,
+    export,
+    search,
+    train,
+    average,
+    evaluate,
+    calibrate,
+    benchmark,
+    serve,
+):
     app.command()(command)
 
 

@@ -33,6 +33,7 @@ STAND_INS = {
     "s3://bucket/photos": "photos",
     "--output mine": "--output mine --epochs 1 --frozen-epochs 0 --scst-epochs 1 --views 1 --photos 4",
     "--device all": "--device cpu",
+    '"dogs on grass"': "a",
 }
 
 
