@@ -29,6 +29,7 @@ ORDER = [
     "image",
     "tokenizer",
     "linear",
+    "kernels",
     "convolution",
     "memory",
     "quiet",
@@ -61,6 +62,7 @@ ORDER = [
     "serve",
     "__init__",
     "cli",
+    "__main__",
 ]
 NOT_IN_THE_LIBRARY = {"fastapi", "pydantic", "pydantic_settings", "service", "starlette"}
 PICKLES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
