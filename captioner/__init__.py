@@ -19,6 +19,7 @@ from captioner.errors import (
     RemoteUnavailableError,
 )
 from captioner.load import ModelInfo, NamedModel, is_out_of_memory, list_models, load, named_models
+from captioner.memory import free_unloaded
 from captioner.options import GenerationOptions, SearchOptions
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "SearchOptions",
     "StreamEvent",
     "Word",
+    "free_unloaded",
     "is_out_of_memory",
     "list_models",
     "load",

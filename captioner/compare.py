@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from captioner.caption import Caption
 from captioner.commandline import complain, one_line
 from captioner.errors import CaptionerError, ImageError, PartialError
 from captioner.load import NamedModel
+from captioner.memory import free_unloaded
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner, PreparedImage
@@ -85,8 +85,7 @@ def compare(
         print(f"captioner: {model.name} captions {count}", file=sys.stderr, flush=True)
         for of_photo, result in zip(results, _results(model, load, paths, options, batch_size), strict=True):
             of_photo[model.name] = result
-        gc.unfreeze()  # the command line keeps the collector off what was loaded
-        gc.collect()
+        free_unloaded()
     return [Comparison(path, of_photo) for path, of_photo in zip(paths, results, strict=True)]
 
 

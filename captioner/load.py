@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from captioner.captioner import Captioner
+    from captioner.runners import Runner
 
 __all__ = [
     "ModelInfo",
@@ -178,19 +179,9 @@ def load(
         OptionsError: one of the variables is not valid.
     """
     from captioner.captioner import Captioner
-    from captioner.checkpoint import load_checkpoint
-    from captioner.convert import is_hugging_face, read_hugging_face
-    from captioner.hub import fetch, is_local, with_safetensors
+    from captioner.hub import fetch, is_local
     from captioner.memory import keep_freed_memory
-    from captioner.runners import (
-        Address,
-        CheckpointRunner,
-        is_address,
-        is_sequence_model,
-        is_vision_language,
-        read_sequence_model,
-        read_vision_language,
-    )
+    from captioner.runners import Address, is_address
 
     place, name = os.fspath(name_or_path), model_name(name_or_path)
     if is_address(place):
@@ -200,30 +191,40 @@ def load(
     on = resolve_device(device)
     if on.type == "cpu":
         keep_freed_memory()
-    if dtype != INT4:
-        resolve_dtype(dtype, on)  # an unknown one is refused before anything is fetched
     directory = model_directory(place)
     if not is_local(directory):
+        resolve_dtype(dtype, on, vision_language=True)  # an unknown one is refused before anything is fetched
         directory = fetch(place)
-    elif is_hugging_face(directory):
-        directory = with_safetensors(directory)
-    else:
-        number = resolve_dtype(dtype, on)
-        return Captioner(CheckpointRunner(load_checkpoint(directory, device=on, dtype=number)), name=name)
-    if not is_sequence_model(directory) and is_vision_language(directory):
-        int4 = dtype == INT4
-        number = resolve_dtype("auto" if int4 else dtype, on)
-        if dtype in ("auto", INT4) and on.type == "cuda":
-            number = resolve_dtype("bfloat16", on)  # of float16 these models leave the range
-        return Captioner(
-            read_vision_language(directory, name=name, device=on, dtype=number, int4=int4), name=name
-        )
-    number = resolve_dtype(dtype, on)
-    if is_sequence_model(directory):
-        return Captioner(read_sequence_model(directory, name=name, device=on, dtype=number), name=name)
+    return Captioner(_read_runner(directory, name, on, dtype), name=name)
+
+
+def _read_runner(directory: Path, name: str, on: torch.device, dtype: str) -> Runner:
+    """The model in a directory, read by whatever runs its kind. Raises what :func:`load` does."""
+    from captioner.checkpoint import load_checkpoint
+    from captioner.convert import is_hugging_face, read_hugging_face
+    from captioner.hub import with_safetensors
+    from captioner.runners import (
+        CheckpointRunner,
+        is_sequence_model,
+        is_vision_language,
+        read_sequence_model,
+        read_vision_language,
+    )
+
+    theirs = is_hugging_face(directory)
+    sequence = theirs and is_sequence_model(directory)
+    vision_language = theirs and not sequence and is_vision_language(directory)
+    number = resolve_dtype(dtype, on, vision_language=vision_language)
+    if not theirs:
+        return CheckpointRunner(load_checkpoint(directory, device=on, dtype=number))
+    directory = with_safetensors(directory)
+    if sequence:
+        return read_sequence_model(directory, name=name, device=on, dtype=number)
+    if vision_language:
+        return read_vision_language(directory, name=name, device=on, dtype=number, int4=dtype == INT4)
     checkpoint = read_hugging_face(directory, name=name)
     checkpoint.model.to(on, number)
-    return Captioner(CheckpointRunner(checkpoint), name=name)
+    return CheckpointRunner(checkpoint)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -246,16 +247,21 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The number type that a setting stands for. Raises DeviceError where torch knows none of that name."""
+def resolve_dtype(dtype: str, device: torch.device, *, vision_language: bool = False) -> torch.dtype:
+    """The number type that a setting stands for, for a model of that kind.
+
+    Raises:
+        DeviceError: torch knows none of that name, or it is not for such a model.
+    """
     import torch
 
-    if dtype == INT4:
+    if dtype == INT4 and not vision_language:
         raise DeviceError(
             f"int4 is for vision-language models on this machine alone: use auto, {', '.join(DTYPES)}"
         )
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
+    if dtype in ("auto", INT4):
+        on_gpu = torch.bfloat16 if vision_language and device.type == "cuda" else torch.float16
+        return torch.float32 if device.type == "cpu" else on_gpu  # of float16 those models leave the range
     if dtype not in DTYPES:
         raise DeviceError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
     number: torch.dtype = getattr(torch, dtype)

@@ -1,11 +1,12 @@
-"""Let the C library keep memory that tensors gave back, instead of returning it to the kernel each time."""
+"""Memory that tensors gave back: kept for the next ones, or freed with the model that they were of."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["free_unloaded", "keep_freed_memory"]
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 
@@ -32,3 +33,13 @@ def keep_freed_memory(*, all_of_it: bool = False) -> None:
     else:
         mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
         mallopt(M_TRIM_THRESHOLD, 2**28)
+
+
+def free_unloaded() -> None:
+    """Free what the parts of a model that nobody holds any more keep alive of each other, also on the GPU."""
+    import torch
+
+    gc.unfreeze()  # the command line keeps the collector off what was loaded
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -15,9 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
-import torch
-
-from captioner import Captioner, NamedModel, OptionsError, is_out_of_memory
+from captioner import Captioner, NamedModel, OptionsError, free_unloaded, is_out_of_memory
 from service.metrics import Metrics
 
 __all__ = ["About", "LoadError", "Model", "Models", "UnknownModelError"]
@@ -217,7 +214,7 @@ class Models:
             logger.warning("memory ran out while %s was loaded: unloading others", model.name)
             for other in filter(self._is_idle, self.all):
                 self._unload(other)
-            await _in_thread(_collect)
+            await _in_thread(free_unloaded)
             return await _in_thread(lambda: self._load_place(model.place))
 
     def _keep(self, model: Model, captioner: Captioner) -> None:
@@ -246,7 +243,7 @@ class Models:
         logger.info("unloading the model %s", model.name)
         model.captioner = None
         self.metrics.model_bytes.labels(model.name).set(0)
-        threading.Thread(target=_collect, name="collect", daemon=True).start()
+        threading.Thread(target=free_unloaded, name="collect", daemon=True).start()
 
     def _add_alias(self, alias: str) -> None:
         name, _, target = alias.partition("=")
@@ -278,11 +275,3 @@ async def _in_thread(work: Callable[[], T]) -> T:
     if errors:
         raise errors.pop()
     return results.pop()
-
-
-def _collect() -> None:
-    """Free what an unloaded model's parts keep alive of each other."""
-    gc.unfreeze()  # the command line keeps the collector off what was loaded
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from captioner.hub.pickles import (
     SAFETENSORS,
     assemble,
     check_torch,
+    file_names,
     is_small,
     weights_in,
     with_safetensors,
@@ -182,7 +183,7 @@ def _download(wanted: _Wanted, hub: Hub, shelf: Shelf, *, update: bool) -> Path:
             if before and not shelf.missing(before) and (not update or before.commit == listing.commit):
                 return shelf.folder / before.directory  # another process was quicker, or there is nothing new
             directory, weights = _take(wanted, hub, api, shelf, listing)
-            names = [path.name for path in directory.iterdir() if path.is_file()]
+            names = file_names(directory)
             record = shelf.write(wanted.revision, listing.commit, weights, directory, names)
     logger.info("%s: commit %s, %s, in %s", wanted.name, record.commit, record.weights, directory)
     return directory
@@ -243,7 +244,7 @@ def _in_cache(wanted: _Wanted, hub: Hub) -> Path | None:
         found = error.snapshot_path
     except LocalEntryNotFoundError:
         return None
-    names = [path.name for path in Path(found).iterdir() if path.is_file()]
+    names = file_names(Path(found))
     whole = "config.json" in names and (weights_in(names, SAFETENSORS) or weights_in(names, PICKLE))
     return with_safetensors(Path(found)) if whole else None
 

@@ -26,6 +26,7 @@ __all__ = [
     "SAFETENSORS",
     "assemble",
     "check_torch",
+    "file_names",
     "is_small",
     "weights_in",
     "with_safetensors",
@@ -45,6 +46,11 @@ def is_small(name: str) -> bool:
     return name.endswith(SMALL)
 
 
+def file_names(directory: Path) -> list[str]:
+    """Those of the files directly in a directory, sorted."""
+    return sorted(path.name for path in directory.iterdir() if path.is_file())
+
+
 def weights_in(names: Iterable[str], kind: re.Pattern[str]) -> list[str]:
     """Those names that are the weights of one kind, whole or in shards; shards where there is an index."""
     found = sorted(name for name in names if kind.fullmatch(name))
@@ -62,7 +68,7 @@ def with_safetensors(directory: Path, *, cache: Path | None = None) -> Path:
     Raises:
         CheckpointError: its weights are a pickle that cannot be converted.
     """
-    names = [path.name for path in directory.iterdir() if path.is_file()]
+    names = file_names(directory)
     pickles = [directory / name for name in weights_in(names, PICKLE)]
     if weights_in(names, SAFETENSORS) or not pickles:
         return directory
@@ -71,7 +77,7 @@ def with_safetensors(directory: Path, *, cache: Path | None = None) -> Path:
         from huggingface_hub.constants import HF_ASSETS_CACHE
 
         cache = Path(HF_ASSETS_CACHE) / "captioner" / "converted"
-    small = [directory / name for name in sorted(names) if is_small(name)]
+    small = [directory / name for name in names if is_small(name)]
     target = cache / _digest([*pickles, *small])
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,7 @@ class Shelf:
             commit=commit,
             weights=weights,
             directory=directory.relative_to(self.folder).as_posix(),
-            files={name: (directory / name).stat().st_size for name in sorted(names)},
+            files={name: (directory / name).stat().st_size for name in names},
         )
         path = self._path(revision)
         partial = path.with_suffix(".json.partial")
