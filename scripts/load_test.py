@@ -215,7 +215,7 @@ def measure_load(options: argparse.Namespace, photos: Sequence[Path]) -> tuple[d
 def measure_hostile(options: argparse.Namespace, photos: Sequence[Path]) -> tuple[dict[str, Any], bool]:
     """What became of hostile requests, and whether the server took them as it should."""
     photo = photos[0].read_bytes()
-    limits = {"CAPTIONER_REQUEST_TIMEOUT_S": "10", "CAPTIONER_MAX_UPLOAD_MB": "4"}
+    limits = {"CAPTIONER_REQUEST_TIMEOUT_S": str(options.timeout), "CAPTIONER_MAX_UPLOAD_MB": "4"}
     with serving(options, limits) as url:
         asyncio.run(attack(url, photo, max(100, options.hostile // 20), seed=1))
         before = Usage.of(url)
@@ -270,6 +270,9 @@ def main() -> int:
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--hostile", type=int, default=0, metavar="N", help="send N hostile requests instead")
+    parser.add_argument(
+        "--timeout", type=float, default=10, help="seconds that a hostile request may take in all"
+    )
     options = parser.parse_args()
     options.port = free_port()
     with tempfile.TemporaryDirectory() as folder:

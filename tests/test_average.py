@@ -37,12 +37,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_each_counts_as_much_as_it_is_said_to(tmp_path: Path):
     a, b = models(tmp_path)
+    of_a, of_b = weights(a), weights(b)
     mean = average([(a, 3.0), (b, 1.0)], description="both").model.state_dict()
     for name, value in mean.items():
-        expected = 0.75 * weights(a)[name] + 0.25 * weights(b)[name]
+        expected = 0.75 * of_a[name] + 0.25 * of_b[name]
         torch.testing.assert_close(value, expected.to(value.dtype))
     alone = average([(b, 0.5)])
-    assert all(torch.equal(value, weights(b)[name]) for name, value in alone.model.state_dict().items())
+    assert all(torch.equal(value, of_b[name]) for name, value in alone.model.state_dict().items())
     assert alone.tokenizer.is_same(tiny_checkpoint().tokenizer)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -392,17 +391,18 @@ def test_a_model_of_the_hub_comes_from_its_cache_without_a_network(tmp_path: Pat
         path = snapshot.parent.parent / "refs" / reference
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("0123abc")
-    program = "import captioner, sys; print(captioner.load(sys.argv[1], device='cpu').name)"
+    program = """
+import shutil, sys
+import captioner
+for name in ("someone/tiny", "someone/tiny@refs/pr/4"):
+    print(captioner.load(name, device="cpu").name)
+shutil.rmtree(sys.argv[1])
+captioner.load("someone/tiny", device="cpu")
+"""
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    for name in ("someone/tiny", "someone/tiny@refs/pr/4"):
-        done = subprocess.run(
-            [sys.executable, "-c", program, name], env=environment, capture_output=True, text=True
-        )
-        assert done.stdout == f"{name}\n", done.stderr
-    shutil.rmtree(snapshot)
-    done = subprocess.run(
-        [sys.executable, "-c", program, "someone/tiny"], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", program, str(snapshot)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "someone/tiny\nsomeone/tiny@refs/pr/4\n", done.stderr
     assert (
         "CheckpointError: someone/tiny is only partly in the hub's cache, and HF_HUB_OFFLINE" in done.stderr
     )

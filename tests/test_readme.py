@@ -32,6 +32,7 @@ README = (ROOT / "README.md").read_text()
 STAND_INS = {
     "s3://bucket/photos": "photos",
     "--output mine": "--output mine --epochs 1 --frozen-epochs 0 --scst-epochs 1 --views 1 --photos 4",
+    "--output fine-tuned": "--output fine-tuned --epochs 1 --views 1 --photos 4",
     "--device all": "--device cpu",
     '"dogs on grass"': "a",
 }

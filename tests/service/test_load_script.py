@@ -27,7 +27,7 @@ def report(tmp_path: Path, *flags: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_load(tmp_path: Path):
-    found = report(tmp_path, "--clients", "8", "--seconds", "2", "--baseline-seconds", "1")
+    found = report(tmp_path, "--clients", "8", "--seconds", "1", "--baseline-seconds", "0.5")
     service = found["service"]
     assert service["lost"] == 0
     assert service["requests"] == service["statuses"]["200"] >= 8
@@ -38,7 +38,7 @@ def test_load(tmp_path: Path):
 
 @pytest.mark.slow
 def test_hostile_requests(tmp_path: Path):
-    found = report(tmp_path, "--hostile", "200")
+    found = report(tmp_path, "--hostile", "200", "--timeout", "4")
     statuses = {status for kind in found["hostile"].values() for status in kind}
     assert statuses <= {"200", "400", "404", "405", "408", "413", "415", "422", "429", "left", "closed"}
     assert sum(sum(kind.values()) for kind in found["hostile"].values()) == 200

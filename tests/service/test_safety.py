@@ -170,8 +170,8 @@ def test_a_slow_body_is_given_up(serve):
             assert b" 408 " in answer(connection).split(b"\r\n")[0]
 
 
-@pytest.mark.slow
-def test_a_slow_head_is_given_up(serve):
+def test_a_slow_head_is_given_up(serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("service.protocol.HEAD_SECONDS", 2.0)
     heads = [b"", b"GET /healthz HTTP/1.1\r\nHo", b"POST /v1/captions HTTP/1.1\r\nA: b\r\n"]
     with serve() as client, contextlib.ExitStack() as stack:
         address = (client.base_url.host, client.base_url.port)
