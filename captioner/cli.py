@@ -24,6 +24,7 @@ from captioner.batch.command import batch
 from captioner.batch.export_command import export
 from captioner.batch.items import Dedupe
 from captioner.batch.search_command import search
+from captioner.batch.watch_command import watch
 from captioner.caption import Caption
 from captioner.commandline import (
     Device,
@@ -207,6 +208,7 @@ for command in (
     batch,
     export,
     search,
+    watch,
     train,
     average,
     evaluate,

@@ -104,14 +104,17 @@ def _generation_parameters(
 def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of generation after its own; :func:`generation_options` reads them."""
     own = inspect.signature(command, eval_str=True)
-    added = inspect.signature(_generation_parameters, eval_str=True).parameters
+    added = inspect.signature(_generation_parameters, eval_str=True).parameters.values()
 
     @wraps(command)
     def run(**given: Any) -> None:
         command(**{name: given[name] for name in own.parameters})
 
     run.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*own.parameters.values(), *added.values()]
+        parameters=[
+            *own.parameters.values(),
+            *(each.replace(kind=each.KEYWORD_ONLY) for each in added),
+        ]
     )
     return run
 

@@ -51,7 +51,8 @@ def commands(program: str) -> list[str]:
 
 
 SERVERS = [command for command in commands("captioner") if "captioner serve" in command]
-OTHERS = [command for command in commands("captioner") if command not in SERVERS]
+WATCHERS = [command for command in commands("captioner") if "captioner watch" in command]
+OTHERS = [command for command in commands("captioner") if command not in SERVERS + WATCHERS]
 
 
 def test_the_readme_has_what_is_tested_here() -> None:
@@ -125,6 +126,22 @@ def test_a_command_runs(command: str, folder: Path, hub: LoopbackHub) -> None:
     if "captioner caption" in command:
         photos = len(list(folder.glob(re.search(r"\S+\.jpg", command).group()))) + ("kitchen" in command)  # type: ignore[union-attr]
         assert len(result.stdout.splitlines()) == photos
+
+
+@pytest.mark.parametrize("command", WATCHERS)
+def test_a_folder_is_watched(command: str, folder: Path) -> None:
+    process = subprocess.Popen(
+        offline(command.replace("captioner watch", "exec captioner watch")),
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if line.startswith("{"))  # the summary of what was there
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert json.loads(said)["finished"]
 
 
 @pytest.mark.parametrize("command", commands("make"))

@@ -62,7 +62,7 @@ def write_table(
                 file.writelines(map(encode_record, records))
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written: {error.strerror}. Its records are safe: make room, and the same "
+            f"{path}: cannot be written: {error.strerror}. Its records are safe: mend this, and the same "
             "command writes it"
         ) from error
 

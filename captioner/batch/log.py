@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
-from captioner.batch.items import identity
+from captioner.batch.items import Item, identity
 from captioner.batch.records import Record, decode_record, encode_record
 from captioner.batch.replacing import replacing
 from captioner.errors import DataError
@@ -47,6 +47,14 @@ class Entry:
     version: tuple[int, float] | None
     origin: str | None
     outdated: bool = False
+
+    def has_changed(self, version: tuple[int, float] | None) -> bool:
+        """Whether the photograph's file is another one now, or there at last.
+
+        Args:
+            version: of the photograph now; None where that is not known.
+        """
+        return version is not None and version != self.version and (self.version is not None or self.failed)
 
 
 class RecordLog:
@@ -119,6 +127,11 @@ class RecordLog:
     def entry(self, key: str) -> Entry | None:
         """What is known of a photograph's latest record; None if it has none."""
         return self._entries.get(identity(key))
+
+    def is_current(self, item: Item) -> bool:
+        """Whether a photograph has a record that is of its file as it is now."""
+        entry = self.entry(item.key)
+        return entry is not None and not entry.outdated and not entry.has_changed(item.version())
 
     def outdate(self, key: str) -> None:
         """Count a photograph's record as none until there is a newer one."""

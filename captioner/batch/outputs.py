@@ -103,6 +103,6 @@ def write_gallery(path: str | os.PathLike[str], entries: Iterable[Entry]) -> int
         return write_report(path, entries)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written: {error.strerror}. The records are safe: make room, and the same "
+            f"{path}: cannot be written: {error.strerror}. The records are safe: mend this, and the same "
             "command writes it"
         ) from error

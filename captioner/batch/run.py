@@ -118,7 +118,7 @@ class _Run:
             entry = self.log.entry(item.key)
             if entry is None or entry.outdated:
                 yield item
-            elif self._has_changed(item, entry):
+            elif entry.has_changed(item.version()):
                 self.counts.changed += 1
                 self._forget(self.log[item.key])
                 self.log.outdate(item.key)
@@ -130,10 +130,6 @@ class _Run:
                 self.counts.already += 1
                 self.counts.other_origins.update([other] if other else [])
                 self._keep(item, entry)
-
-    def _has_changed(self, item: Item, entry: Entry) -> bool:
-        version = item.version()
-        return entry.version is not None and version is not None and entry.version != version
 
     def _forget(self, record: Record) -> None:
         """Let no copy of what a photograph was wait for the record of what it is now."""
@@ -185,7 +181,7 @@ class _Run:
     def _stands(self, key: str) -> bool:
         """Whether this run will leave a photograph's record as it is, wherever it comes among the items."""
         entry = self.log.entry(key)
-        if entry is None or entry.outdated or self._has_changed(Item(key, identity(key)), entry):
+        if entry is None or not self.log.is_current(Item(key, identity(key))):
             return False
         return not (self.update and self._made_otherwise(entry))
 
