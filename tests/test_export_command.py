@@ -107,6 +107,20 @@ def test_sidecars_follow_the_rules_of_a_batch(
     assert sorted(path.name for path in library.iterdir() if path.suffix != ".png") == ["0.png.json", "0.txt"]
 
 
+def test_a_photo_that_has_changed_since_is_named(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    status = (library / "0.png").stat()
+    photo = {"bytes": status.st_size, "modified": round(status.st_mtime, 3)}
+    old = {**photo, "bytes": 1}
+    write(tmp_path / "o.jsonl", record(library / "0.png", photo=photo), record(library / "1.png", photo=old))
+    assert run(tmp_path / "o.jsonl", "--to", "txt") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "captioner: sidecars written: 2"
+    assert len(said) == 2
+    assert said[1].startswith(f"captioner: 1 × changed, such as {library}/1.png")
+
+
 def test_photos_are_found_from_another_folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(library)
     photo = {"bytes": 1, "modified": 1.0}

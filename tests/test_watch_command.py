@@ -170,6 +170,12 @@ def test_a_table_is_written_anew_unless_somebody_has_changed_it(folder: Folder, 
     assert table.read_text() == "mine"
 
 
+def test_a_folder_into_which_nothing_came_leaves_nothing_behind(folder: Folder, tmp_path: Path):
+    for _ in range(2):
+        folder.watch(iter([(), ()]), output=tmp_path / "o.csv")
+        assert [path.name for path in tmp_path.iterdir()] == ["incoming"]
+
+
 @pytest.mark.parametrize("gone", ["incoming", "o.jsonl"])
 def test_what_is_gone_ends_it_with_a_sentence(folder: Folder, tmp_path: Path, gone: str):
     folder.add("0.png")

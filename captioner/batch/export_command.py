@@ -10,6 +10,7 @@ import typer
 
 from captioner.batch.counts import Counts
 from captioner.batch.export import Format, check_format, write_table
+from captioner.batch.items import Item
 from captioner.batch.log import Existing
 from captioner.batch.outputs import write_gallery
 from captioner.batch.progress import say_what_is_left, say_what_is_wrong
@@ -95,6 +96,10 @@ def _problem(record: Record, sidecars: Sidecars, counts: Counts) -> Record | Non
         return error_record(key, "nothing can stand beside it in a shard or an object store", "elsewhere")
     if not os.path.lexists(item.path):
         return error_record(key, "is not there any more", "missing")
+    if _has_changed(record, item):
+        counts.note_warning(
+            {"file": key, "warning": "changed: since it was captioned; `captioner batch` captions it anew"}
+        )
     kept = without_sidecar(record)
     outcome = sidecars.attempt(item.path, kept, previous=kept)
     if isinstance(outcome, Left):
@@ -102,6 +107,12 @@ def _problem(record: Record, sidecars: Sidecars, counts: Counts) -> Record | Non
     elif outcome is not None:
         return error_record(key, f"its sidecar {outcome}", "sidecar")
     return None
+
+
+def _has_changed(record: Record, item: Item) -> bool:
+    photo = record.get("photo", {})
+    version = (photo.get("bytes"), photo.get("modified"))
+    return None not in version and version != item.version()
 
 
 def _check_output(output: Path, to: Target, existing: Existing) -> None:

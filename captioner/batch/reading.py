@@ -38,9 +38,9 @@ class RecordFile:
         try:
             self.path = _file_of(Path(path))
             self._file = open(self.path, "rb")  # noqa: SIM115
-            self._offsets = self._latest()
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        self._offsets = self._latest()
         if not self._offsets:
             raise DataError(f"{self.path} has no records")
 

@@ -27,7 +27,9 @@ __all__ = ["Settling", "Watch", "watch"]
 @takes_batch_options
 def watch(
     ctx: typer.Context,
-    folder: Annotated[str, typer.Argument(help="Where photographs are and arrive.", show_default=False)],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Where photographs are and arrive.", show_default=False)
+    ],
     options: BatchOptions,
     poll: Annotated[
         bool, typer.Option("--poll", help="Look for changes every second, as a network folder needs it.")
@@ -141,7 +143,8 @@ class Watch:
             self._check_files()
         with ProgressReport(find, quiet=self.job.options.quiet) as progress:
             counts = self.job.run(items, self.log, stop=self.stop, progress=progress.update)
-        self.job.outputs.write(self.log, self.job.find(), stopped=counts.stopped)
+        if len(self.log):  # or else a table would stay behind without its records
+            self.job.outputs.write(self.log, self.job.find(), stopped=counts.stopped)
         counts.left_out = left_out if self._is_first else Counter()
         progress.summary(counts)
         self._is_first = False
