@@ -18,7 +18,7 @@ from captioner.errors import DataError
 __all__ = ["RecordFile", "item_of"]
 
 ADVICE = "give what `captioner batch` wrote, or mend the file"
-SCORES = {"caption", "confidence", "logprob"}
+SCORES, WORD = {"caption", "confidence", "logprob"}, {"text", "confidence", "logprob"}
 
 
 class RecordFile:
@@ -124,8 +124,9 @@ def _is_whole(record: Record) -> bool:
         and all(isinstance(record[name], str) for name in ("caption", "model"))
         and all(isinstance(record[name], int) for name in ("width", "height"))
         and all(_is_number(record[name]) for name in ("confidence", "logprob"))
-        and all(_has(word, {"text", "confidence", "logprob"}) for word in record.get("words", ()))
-        and all(_has(other, SCORES) for other in record.get("alternatives", ()))
+        and _are_parts(record.get("words", []), WORD, "text")
+        and _are_parts(record.get("alternatives", []), SCORES, "caption")
+        and _are_parts([record["unhedged"]] if "unhedged" in record else [], SCORES, "caption")
     )
 
 
@@ -133,5 +134,8 @@ def _is_number(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _has(part: Any, names: set[str]) -> bool:
-    return isinstance(part, dict) and part.keys() >= names
+def _are_parts(value: Any, names: set[str], text: str) -> bool:
+    """Whether a value is a list of objects that have these names, one of which is that of a text."""
+    return isinstance(value, list) and all(
+        isinstance(part, dict) and part.keys() >= names and isinstance(part[text], str) for part in value
+    )
