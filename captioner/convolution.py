@@ -6,8 +6,8 @@ no image is copied where one side needs more padding than the other. The operato
 those that ``torch.compile`` puts in place of convolutions. Elsewhere, and in training, torch's ordinary
 convolution runs.
 
-In OpenVINO the same network takes a quarter (float32) or a fifth (bfloat16) less time still on one core of an
-AMD EPYC with AVX-512. But tracing and conversion take seconds at each start, and it has threads of its own.
+OpenVINO runs the same network a little faster; ``docs/explanation/cost.md`` says by how much, and why it is
+not used.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captioner.linear import Linear, PackedWeights, linear
+from captioner.linear import Linear, PackedWeights, attention, linear
 
 __all__ = ["Activation", "CrossCache", "DecoderConfig", "KVCache", "TextDecoder"]
 
@@ -181,7 +181,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, *, causal: bool) -> Tensor:
         q, k, v = self.project(x)
-        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
+        if not causal:
+            return self.merge(attention(q, k, v))
+        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def cached(self, x: Tensor, cache: KVCache, layer: int, slots: slice, read: int, mask: Tensor) -> Tensor:
         projected = self.project(x)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.convolution import SameConv2d
-from captioner.linear import Linear
+from captioner.linear import Linear, attention
 
 __all__ = [
     "Backbone",
@@ -157,7 +157,7 @@ class ViTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, tokens, width)
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, tokens, d)
+        attended = attention(q, k, v)  # (B, heads, tokens, d)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return out

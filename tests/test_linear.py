@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captioner.linear import Linear, linear
+from captioner.linear import Linear, attention, linear
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 5), (0, 5), (2, 3, 5), (2, 1, 4, 5), (300, 5)])
@@ -79,3 +79,16 @@ def test_a_layer_that_has_run_can_be_copied_and_trained():
         assert not torch.allclose(twin(x), expected, atol=0.1)
     twin(x).sum().backward()
     assert twin.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_torchs_own(dtype: torch.dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, tokens, 8, dtype=dtype) for tokens in (5, 7, 7))
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    tolerance = 0.03 if dtype == torch.bfloat16 else 1e-5
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = attention(q, k, v)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=tolerance)
