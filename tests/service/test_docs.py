@@ -70,7 +70,7 @@ def test_schemathesis_finds_nothing(client: httpx.Client, tmp_path: Path):
     command = [
         *(Path(sys.executable).parent / "st", "run", f"{client.base_url}/openapi.json", "--no-color"),
         *("--checks=all", "--exclude-checks=positive_data_acceptance", "--continue-on-failure"),
-        *("--phases=examples,coverage,fuzzing", "--max-examples=5", "--seed=1"),
+        *("--phases=examples,coverage,fuzzing", "--max-examples=5", "--seed=1", "--workers=3"),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
