@@ -79,6 +79,7 @@ class Stream:
         """
         if self.gone.is_set():
             metrics.images.labels("dropped", self.captioner.name).inc()
+            self.steps = None  # the connection to a model's server is closed with it
             return False
         try:
             if self.steps is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from typing import Any
 
 from PIL import Image
@@ -38,12 +39,13 @@ class ModelServer:
 
     Attributes:
         fault: chooses what goes wrong: ``429``, ``500``, any other status, ``slow``, ``cut``, ``nonsense``,
-            ``empty``, ``endless``, ``refuse``.
+            ``empty``, ``endless``, ``refuse``, ``cut stream``, ``endless stream``.
         finish: why it ends an answer: ``stop`` or ``length``.
         plain: whether it answers in a plain text whatever form is asked for.
         logprobs: ``yes``, ``no`` (it tells none) or ``refuse`` (it answers 400 to who asks).
         together: it answers none before so many requests are under way.
         bodies: of all requests, in the order they came.
+        left: set once a client has gone away in the middle of a stream.
         asked: how often each photo was asked for.
         answered: how often each photo was answered whole.
         most: requests that were under way at once.
@@ -59,6 +61,7 @@ class ModelServer:
     together: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
     port: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
     most: int = 0
@@ -148,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             lines = [
                 f"data: {json.dumps(event)}\n\n" for event in [*events, end, {"choices": [], "usage": {}}]
             ]
-            self.stream([*lines, "data: [DONE]\n\n"], "text/event-stream", cut=fault == "cut stream")
+            self.stream([*lines, "data: [DONE]\n\n"], "text/event-stream", fault)
         self.state.answered[text] += 1
 
     def ollama(self, body: dict[str, Any]) -> None:
@@ -173,13 +176,13 @@ class _Handler(BaseHTTPRequestHandler):
                 parts.append(part | ({"logprobs": [token]} if known else {}))
             parts.append({"message": {"content": ""}, "done": True, "done_reason": self.state.finish})
             lines = [f"{json.dumps(part)}\n" for part in parts]
-            self.stream(lines, "application/x-ndjson", cut=fault == "cut stream")
+            self.stream(lines, "application/x-ndjson", fault)
         self.state.answered[text] += 1
         return None
 
     def failed(self, fault: str | None, text: str) -> bool:
         """Do what goes wrong; whether that was the answer."""
-        if fault is None or fault in ("refuse", "cut stream"):
+        if fault is None or fault in ("refuse", "cut stream", "endless stream"):
             self.state.together.wait(20)
             time.sleep(self.state.delay)
             return False
@@ -226,15 +229,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def stream(self, lines: list[str], kind: str, *, cut: bool) -> None:
+    def stream(self, lines: list[str], kind: str, fault: str | None) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for line in lines[:3] if cut else lines:
-            self.wfile.write(f"{len(line.encode()):x}\r\n{line}\r\n".encode())
-            self.wfile.flush()
-        if cut:
+        sent = {"cut stream": lines[:3], "endless stream": repeat(lines[0])}.get(fault or "", lines)
+        try:
+            for line in sent:
+                self.wfile.write(f"{len(line.encode()):x}\r\n{line}\r\n".encode())
+                self.wfile.flush()
+                if fault == "endless stream":
+                    time.sleep(0.01)
+        except OSError:
+            self.state.left.set()
+            raise
+        if fault == "cut stream":
             self.close_connection = True
         else:
             self.wfile.write(b"0\r\n\r\n")

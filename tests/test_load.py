@@ -141,6 +141,10 @@ def test_number_types():
     assert resolve_dtype("auto", cpu) == torch.float32
     assert resolve_dtype("auto", gpu) == torch.float16
     assert resolve_dtype("bfloat16", gpu) == torch.bfloat16
+    assert resolve_dtype("auto", gpu, vision_language=True) == torch.bfloat16
+    assert resolve_dtype("int4", cpu, vision_language=True) == torch.float32
+    with pytest.raises(DeviceError, match="int4 is for vision-language models"):
+        resolve_dtype("int4", cpu)
     with pytest.raises(DeviceError, match="use auto, float32, float16, bfloat16"):
         resolve_dtype("int8", cpu)
 

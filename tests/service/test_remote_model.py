@@ -137,6 +137,14 @@ def test_what_nobody_waits_for_any_more_is_not_asked(serve, server: ModelServer)
         assert 'captioner_images_total{model="made/up",outcome="dropped"} 1.0' in client.get("/metrics").text
 
 
+def test_a_stream_whose_client_has_left_is_broken_off(serve, server: ModelServer):
+    server.fault = lambda text, attempt: "endless stream"
+    with serve(remote(server)) as client:
+        with client.stream("POST", "/v1/captions/stream", files={"image": ("a.png", PHOTOS[0])}) as answer:
+            assert next(answer.iter_lines())
+        assert server.left.wait(60), "the model's server would write on"
+
+
 def test_no_request_chooses_the_address(serve, server: ModelServer):
     with serve(remote(server)) as client:
         body = {"model": server.openai, "messages": [{"role": "user", "content": "hello"}]}
