@@ -231,10 +231,10 @@ def wait_for(folder: Folder, count: int) -> None:
 @pytest.mark.parametrize("more", [[], pytest.param(["--poll"], marks=pytest.mark.slow)])
 def test_sigterm_ends_the_real_thing(folder: Folder, more: list[str]):
     """Also while a file arrives slowly, and one under another name."""
-    pytest.importorskip("watchfiles")
+    folder.output = folder.path / "captions.jsonl"  # where it is when nothing is said
     folder.add("0.png")
     script = SCRIPT.format(tests=str(Path(__file__).parent))
-    argv = ["watch", str(folder.path), "-o", str(folder.output), "--settle", "0.3", *more]
+    argv = ["watch", str(folder.path), "--settle", "0.3", *more]
     with subprocess.Popen(
         [sys.executable, "-c", script, *argv], stderr=subprocess.PIPE, text=True
     ) as process:
@@ -251,4 +251,5 @@ def test_sigterm_ends_the_real_thing(folder: Folder, more: list[str]):
             _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert said.splitlines()[-1] == "captioner: stopped; the same command goes on"
-    assert sorted(path.name for path in folder.output.parent.iterdir()) == ["incoming", "o.jsonl"]
+    names = sorted(path.name for path in folder.path.iterdir())
+    assert names == ["0.png", "1.png", "2.png", "captions.jsonl"]

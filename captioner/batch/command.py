@@ -19,7 +19,7 @@ from captioner.errors import DataError
 __all__ = ["batch"]
 
 
-@takes_batch_options
+@takes_batch_options()
 def batch(
     ctx: typer.Context,
     inputs: Annotated[

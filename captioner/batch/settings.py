@@ -44,6 +44,14 @@ RecordsFile = Annotated[
 ]
 
 
+OutputInFolder = Annotated[
+    Path | None,
+    result_option(
+        "File for the records; default: captions.jsonl in the folder.", "--output", "-o", metavar="FILE"
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
     """The options of a run, each with what the command line says of it; see :func:`takes_batch_options`."""
@@ -109,18 +117,33 @@ class BatchOptions:
     dtype: Dtype = "auto"
 
 
-def takes_batch_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, which has a parameter ``options``, those of :class:`BatchOptions` and of generation."""
-    parameters = dict(inspect.signature(command, eval_str=True).parameters)
-    del parameters["options"]
-    fields = inspect.signature(BatchOptions, eval_str=True).parameters
+def takes_batch_options(
+    *, default_output: Callable[[str], Path] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, which has a parameter ``options``, those of :class:`BatchOptions` and of generation.
 
-    @wraps(command)
-    def run(**given: Any) -> None:
-        options = BatchOptions(**{name: given[name] for name in fields})
-        command(**{name: given[name] for name in parameters}, options=options)
+    Args:
+        default_output: from the command's ``folder``, where the records go unless ``--output`` says it; None
+            where that must be said.
+    """
+    fields = dict(inspect.signature(BatchOptions, eval_str=True).parameters)
+    if default_output is not None:
+        fields["output"] = fields["output"].replace(default=None, annotation=OutputInFolder)
 
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*parameters.values(), *fields.values()]
-    )
-    return takes_generation_options(run)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = dict(inspect.signature(command, eval_str=True).parameters)
+        del parameters["options"]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            if given["output"] is None and default_output is not None:
+                given["output"] = default_output(given["folder"])
+            options = BatchOptions(**{name: given[name] for name in fields})
+            command(**{name: given[name] for name in parameters}, options=options)
+
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*parameters.values(), *fields.values()]
+        )
+        return takes_generation_options(run)
+
+    return decorate

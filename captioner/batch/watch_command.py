@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Settling", "Watch", "watch"]
 
 
-@takes_batch_options
+@takes_batch_options(default_output=lambda folder: Path(folder, "captions.jsonl"))
 def watch(
     ctx: typer.Context,
     folder: Annotated[
@@ -39,8 +39,6 @@ def watch(
     ] = 1.0,
 ) -> None:
     """Caption what is in a folder and then what arrives, until Ctrl-C. The same command goes on later."""
-    if find_spec("watchfiles") is None:
-        raise OptionsError("watching a folder needs watchfiles: pip install 'captioner[watch]'")
     if options.engine == "ray":
         raise OptionsError("captioner watch runs on this machine: leave out --engine ray")
     if not os.path.isdir(folder):
