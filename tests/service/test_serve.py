@@ -23,6 +23,7 @@ from tiny import tiny_checkpoint
 
 from captioner.checkpoint import save_checkpoint
 from captioner.cli import main
+from captioner.errors import DataError
 from service.processes import claim
 from service.settings import Settings
 
@@ -194,6 +195,21 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys: pytest.CaptureFi
         port = other.getsockname()[1]
         assert main(["serve", "--model", "/no/such/model", "--port", str(port)]) == 1
     assert f"port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_the_thread_that_loads_the_model_ends(capsys: pytest.CaptureFixture[str]):
+    """Its team of OpenMP threads would slow down the one that captions."""
+    threads = []
+
+    def load(*_: object, **__: object) -> None:
+        threads.append(threading.current_thread())
+        raise DataError("no model here")
+
+    assert main(["serve", "--port", "0"], load=load) == 1
+    assert "no model here" in capsys.readouterr().err
+    (thread,) = threads
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
