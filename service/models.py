@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from captioner import Captioner, NamedModel, OptionsError, free_unloaded, is_out_of_memory
 from service.metrics import Metrics
 
-__all__ = ["About", "LoadError", "Model", "Models", "UnknownModelError"]
+__all__ = ["About", "LoadError", "Model", "Models", "UnknownModelError", "in_thread"]
 
 T = TypeVar("T")
 
@@ -206,7 +206,7 @@ class Models:
         async with self._turn:  # one at a time
             self._make_room(model.size)
             try:
-                return await _in_thread(lambda: self._load_place(model.place))
+                return await in_thread(lambda: self._load_place(model.place))
             except Exception as error:
                 if not is_out_of_memory(error) or not any(map(self._is_idle, self.all)):
                     raise
@@ -214,8 +214,8 @@ class Models:
             logger.warning("memory ran out while %s was loaded: unloading others", model.name)
             for other in filter(self._is_idle, self.all):
                 self._unload(other)
-            await _in_thread(free_unloaded)
-            return await _in_thread(lambda: self._load_place(model.place))
+            await in_thread(free_unloaded)
+            return await in_thread(lambda: self._load_place(model.place))
 
     def _keep(self, model: Model, captioner: Captioner) -> None:
         captioner.name = model.name
@@ -256,7 +256,7 @@ class Models:
         self._by_name[name] = model
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     """The result of work in a daemon thread: whoever ends the process need not wait until it is done."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     results: list[T] = []

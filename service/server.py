@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 import uvicorn
 from pydantic import ValidationError
 
-from captioner import Captioner, OptionsError, named_models
+from captioner import OptionsError, named_models
 from service.app import Loader, create_app
 from service.logs import configure_logging
+from service.models import in_thread
 from service.protocol import HeadLimitedProtocol
 from service.settings import Settings
 
@@ -57,22 +58,14 @@ def run(given: Mapping[str, Any], load: Loader) -> None:
         settings = settings.model_copy(update={"device": devices[0]})
         app = create_app(
             settings,
-            _in_a_thread(partial(load, first.place, device=settings.device, dtype=settings.dtype)),
+            # in a thread that ends: each that has computed with torch keeps a team of OpenMP threads, and
+            # where two have one, both sleep whenever they wait, so that inference takes a fifth longer
+            asyncio.run(in_thread(partial(load, first.place, device=settings.device, dtype=settings.dtype))),
             load=load,
             local_only=settings.local_only,
         )
         config = uvicorn_config(app, settings)
         uvicorn.Server(config).run([listener])
-
-
-def _in_a_thread(work: Callable[[], Captioner]) -> Captioner:
-    """Do something in a thread that ends with it.
-
-    A thread that has once computed with torch keeps a team of OpenMP threads. If two threads do, their teams
-    are larger than the number of cores, and sleep whenever they wait: inference takes a fifth longer.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
 
 
 def uvicorn_config(app: Any, settings: Settings, **options: Any) -> uvicorn.Config:

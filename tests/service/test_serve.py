@@ -209,6 +209,8 @@ def test_the_thread_that_loads_the_model_ends(capsys: pytest.CaptureFixture[str]
     assert "no model here" in capsys.readouterr().err
     (thread,) = threads
     assert thread is not threading.current_thread()
+    assert thread.daemon, "Ctrl-C need not wait for it"
+    thread.join(60)
     assert not thread.is_alive()
 
 
