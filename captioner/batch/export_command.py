@@ -10,8 +10,7 @@ import typer
 
 from captioner.batch.counts import Counts
 from captioner.batch.export import Format, check_format, write_table
-from captioner.batch.items import Item
-from captioner.batch.log import Existing
+from captioner.batch.log import Existing, version_of
 from captioner.batch.outputs import write_gallery
 from captioner.batch.progress import say_what_is_left, say_what_is_wrong
 from captioner.batch.reading import RecordFile, item_of
@@ -96,7 +95,7 @@ def _problem(record: Record, sidecars: Sidecars, counts: Counts) -> Record | Non
         return error_record(key, "nothing can stand beside it in a shard or an object store", "elsewhere")
     if not os.path.lexists(item.path):
         return error_record(key, "is not there any more", "missing")
-    if _has_changed(record, item):
+    if version_of(record) not in (None, item.version()):
         counts.note_warning(
             {"file": key, "warning": "changed: since it was captioned; `captioner batch` captions it anew"}
         )
@@ -107,12 +106,6 @@ def _problem(record: Record, sidecars: Sidecars, counts: Counts) -> Record | Non
     elif outcome is not None:
         return error_record(key, f"its sidecar {outcome}", "sidecar")
     return None
-
-
-def _has_changed(record: Record, item: Item) -> bool:
-    photo = record.get("photo", {})
-    version = (photo.get("bytes"), photo.get("modified"))
-    return None not in version and version != item.version()
 
 
 def _check_output(output: Path, to: Target, existing: Existing) -> None:

@@ -113,9 +113,16 @@ def identity(key: str) -> str:
     """One name for a photograph, however its path is spelled: absolute, and without links to folders."""
     if is_remote(key):
         return key
-    end = re.search(r"\.tar!|\Z", key, re.IGNORECASE).end()  # type: ignore[union-attr]
-    folder, name = os.path.split(key[:end])
-    return os.path.join(_real_folder(os.getcwd(), folder), name) + key[end:]
+    file, member = split_member(key)
+    folder, name = os.path.split(file)
+    return os.path.join(_real_folder(os.getcwd(), folder), name) + member
+
+
+def split_member(key: str) -> tuple[str, str]:
+    """The file that holds a photograph, and ``!member`` where that is a shard, else nothing."""
+    mark = re.search(r"(?<=\.tar)!", key, re.IGNORECASE)
+    end = mark.start() if mark else len(key)
+    return key[:end], key[end:]
 
 
 @lru_cache(maxsize=1024)  # photographs come folder by folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,12 @@ from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
-from captioner.batch.items import Item, identity
+from captioner.batch.items import Item, identity, split_member
 from captioner.batch.records import Record, decode_record, encode_record
 from captioner.batch.replacing import replacing
 from captioner.errors import DataError
 
-__all__ = ["Entry", "Existing", "RecordLog", "place_of"]
+__all__ = ["Entry", "Existing", "RecordLog", "place_of", "version_of"]
 
 Existing = Literal["skip", "overwrite", "append"]
 
@@ -250,7 +249,7 @@ class RecordLog:
     def _note(self, record: Record, offset: int) -> Entry:
         photo = place_of(record)
         self._superseded |= photo in self._entries
-        entry = Entry(offset, "error" in record, _version(record), _origin(record))
+        entry = Entry(offset, "error" in record, version_of(record), _origin(record))
         self._entries[photo] = entry
         if "sha256" in record:
             self.digests.setdefault(record["sha256"], record["file"])
@@ -308,13 +307,15 @@ def place_of(record: Record) -> str:
     if folder is None or folder == os.path.dirname(here):
         return here
     there = os.path.join(folder, os.path.basename(record["file"]))
-    holder = re.split(r"(?<=\.tar)!", there, maxsplit=1, flags=re.IGNORECASE)[0]
-    return there if os.path.lexists(holder) else here  # or else the library has moved
+    file, _ = split_member(there)
+    return there if os.path.lexists(file) else here  # or else the library has moved
 
 
-def _version(record: Record) -> tuple[int, float] | None:
-    photo = record.get("photo")
-    return (photo["bytes"], photo["modified"]) if photo else None
+def version_of(record: Record) -> tuple[int, float] | None:
+    """Bytes and time of modification of a record's photograph as it was captioned; None where it has none."""
+    photo = record.get("photo", {})
+    version = photo.get("bytes"), photo.get("modified")
+    return None if None in version else version
 
 
 def _origin(record: Record) -> str | None:

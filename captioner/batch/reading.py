@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from captioner.batch.items import Item, find_items
+from captioner.batch.items import Item, find_items, split_member
 from captioner.batch.log import place_of
 from captioner.batch.records import OURS, Record, decode_record
 from captioner.errors import DataError
@@ -89,7 +88,7 @@ class RecordFile:
 def item_of(record: Record) -> Item:
     """A record's photograph, wherever its path is relative to; with a ``problem`` if a shard lacks it now."""
     key, place = record["file"], place_of(record)
-    shard, *member = re.split(r"(?<=\.tar)!", place, maxsplit=1, flags=re.IGNORECASE)
+    shard, member = split_member(place)
     if not member:
         return Item(key, place)
     item = _members(shard).get(place)
