@@ -17,6 +17,7 @@ from captioner.errors import CheckpointError, OptionsError, PartialError, Remote
 from captioner.image import ImageSource, decode_image
 from captioner.options import GenerationOptions, SearchOptions
 from captioner.runners import Lacks, PreparedImage, Progress, Runner, WrittenCaption
+from captioner.runners.base import IsWanted, always
 
 __all__ = ["Captioner", "PreparedImage", "StreamEvent"]
 
@@ -105,6 +106,10 @@ class Captioner:
         """Move the model to a device and a number type; nothing may be using it."""
         self._runner.to(device, dtype)
 
+    def warm_up_sizes(self, max_batch: int) -> list[int]:
+        """The sizes of the batches that make the model as fast as it gets for 1…max_batch photos."""
+        return self._runner.warm_up_sizes(max_batch)
+
     def resolve(self, options: GenerationOptions | SearchOptions | None = None) -> SearchOptions:
         """All options of a search: what is not given is the model's own. Complete ones stay as they are.
 
@@ -163,16 +168,26 @@ class Captioner:
         return captions
 
     def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
+        self,
+        images: Sequence[PreparedImage],
+        options: GenerationOptions | SearchOptions | None = None,
+        *,
+        is_wanted: IsWanted = always,
     ) -> list[Caption]:
         """Caption prepared photos in one batch.
 
+        Args:
+            images: the photos.
+            options: as for :meth:`caption`.
+            is_wanted: whether somebody still waits for the captions; asked often, from several threads.
+
         Raises:
             OptionsError: the options do not suit this model.
+            NotWantedError: nobody waits any more, so the work was broken off.
             PartialError: the model is on a server, and not all photos have a caption.
         """
         options = self.resolve(options)
-        found = self.write_prepared(images, options)
+        found = self.write_prepared(images, options, is_wanted=is_wanted)
         results = [
             written if isinstance(written, RemoteError) else self._caption(image, written, options)
             for image, written in zip(images, found, strict=True)
@@ -183,18 +198,23 @@ class Captioner:
         return captions
 
     def write_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
+        self,
+        images: Sequence[PreparedImage],
+        options: GenerationOptions | SearchOptions | None = None,
+        *,
+        is_wanted: IsWanted = always,
     ) -> Sequence[Sequence[WrittenCaption] | RemoteError]:
         """All captions of prepared photos as the model wrote them, with what decoding knows of their words.
 
         Raises:
             OptionsError: the options do not suit this model.
+            NotWantedError: see :meth:`caption_prepared`.
         """
         if not images:
             return []
         options = self.resolve(options)
         self._check_lacks(options)
-        return self._runner.caption(images, _wide_enough(options))
+        return self._runner.caption(images, _wide_enough(options), is_wanted=is_wanted)
 
     def stream(
         self, image: ImageSource, options: GenerationOptions | SearchOptions | None = None
@@ -208,12 +228,17 @@ class Captioner:
         return self.stream_prepared(self.prepare(image), options)
 
     def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | SearchOptions | None = None
+        self,
+        image: PreparedImage,
+        options: GenerationOptions | SearchOptions | None = None,
+        *,
+        is_wanted: IsWanted = always,
     ) -> Iterator[StreamEvent]:
-        """:meth:`stream` for a prepared photo."""
+        """:meth:`stream` for a prepared photo; ``is_wanted`` as for :meth:`caption_prepared`."""
         options = self.resolve(options)
         self._check_lacks(options)
-        return self._events(self._runner.stream(image, _wide_enough(options)), image, options)
+        steps = self._runner.stream(image, _wide_enough(options), is_wanted=is_wanted)
+        return self._events(steps, image, options)
 
     def _events(
         self, steps: Iterator[Progress], image: PreparedImage, options: SearchOptions

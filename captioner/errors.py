@@ -9,6 +9,7 @@ CaptionerError
 ├── CheckpointError          a checkpoint that is missing, incomplete or does not fit
 ├── DataError                a captions file or a photo folder that cannot be used
 ├── DeviceError              a device or number type that this machine lacks
+├── NotWantedError           nobody waits for the captions any more
 └── RemoteError              a model's server fails on a photograph
     ├── RemoteUnavailableError   it would fail on any other as well
     └── PartialError         some photographs of a batch have captions, others do not
@@ -28,6 +29,7 @@ __all__ = [
     "ImageError",
     "ImageSizeError",
     "ImageTypeError",
+    "NotWantedError",
     "OptionsError",
     "PartialError",
     "RemoteError",
@@ -79,6 +81,10 @@ class DataError(CaptionerError):
 
 class DeviceError(CaptionerError):
     """The requested device or number type is not available on this machine."""
+
+
+class NotWantedError(CaptionerError):
+    """Work was broken off since nobody waits for its captions any more."""
 
 
 class RemoteError(CaptionerError):

@@ -249,7 +249,11 @@ class Turn:
             images = await self._engine.prepare(self.captioner, uploads)
             jobs = [Job(self.captioner, image, options) for image in images]
             self._worker.submit(*jobs)
-            return await _all([asyncio.wrap_future(job.future) for job in jobs])
+            try:
+                return await _all([asyncio.wrap_future(job.future) for job in jobs])
+            finally:
+                for job in jobs:
+                    job.gone.set()
 
     async def stream(self, upload: Upload, options: SearchOptions) -> AsyncGenerator[StreamEvent]:
         """Caption one photo, giving words as soon as they are decided; the last event has the whole caption.

@@ -12,6 +12,7 @@ from functools import partial
 from captioner import (
     Caption,
     Captioner,
+    NotWantedError,
     OptionsError,
     PartialError,
     PreparedImage,
@@ -35,15 +36,24 @@ class InferenceError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A photo that waits for its caption; cancel the future, and it costs nothing any more."""
+    """A photo that waits for its caption.
+
+    Attributes:
+        captioner: the model.
+        image: what to caption.
+        options: how.
+        future: its caption; cancel it before the work begins, and it costs nothing any more.
+        gone: set it at any time, and the work is broken off as soon as no photo of its batch is wanted.
+    """
 
     captioner: Captioner
     image: PreparedImage
     options: SearchOptions
     future: Future[Caption] = field(default_factory=Future)
+    gone: threading.Event = field(default_factory=threading.Event)
 
     def begin(self, metrics: Metrics) -> bool:
-        """It leaves the queue: whether somebody still wants it. From then on it cannot be cancelled."""
+        """It leaves the queue: whether somebody still wants it. From then on the future is not cancelled."""
         metrics.queue.dec()
         wanted = self.future.set_running_or_notify_cancel()
         if not wanted:
@@ -83,8 +93,13 @@ class Stream:
             return False
         try:
             if self.steps is None:
-                self.steps = self.captioner.stream_prepared(self.image, self.options)
+                self.steps = self.captioner.stream_prepared(
+                    self.image, self.options, is_wanted=lambda: not self.gone.is_set()
+                )
             event = next(self.steps)
+        except NotWantedError:
+            metrics.images.labels("dropped", self.captioner.name).inc()
+            return False
         except (OptionsError, RemoteError) as error:
             metrics.images.labels("failed", self.captioner.name).inc()
             self.emit(error)
@@ -122,7 +137,7 @@ class Pace:
 
 
 def caption_jobs(jobs: Sequence[Job], metrics: Metrics) -> None:
-    """Caption photos of one model with the same options in one call, and answer each.
+    """Caption photos of one model with the same options in one call, and answer each who waits for it.
 
     Raises:
         Exception: whatever the model raised that is not about single photos or the options; then no job has
@@ -131,8 +146,15 @@ def caption_jobs(jobs: Sequence[Job], metrics: Metrics) -> None:
     captioner, options = jobs[0].captioner, jobs[0].options
     try:
         results: Sequence[Caption | RemoteError] = captioner.caption_prepared(
-            [job.image for job in jobs], options
+            [job.image for job in jobs],
+            options,
+            is_wanted=lambda: not all(job.gone.is_set() for job in jobs),
         )
+    except NotWantedError as error:
+        metrics.images.labels("dropped", captioner.name).inc(len(jobs))
+        for job in jobs:
+            job.future.set_exception(error)
+        return
     except OptionsError as error:
         fail_jobs(jobs, partial(OptionsError, str(error)), metrics)
         return

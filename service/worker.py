@@ -19,7 +19,7 @@ from service.batcher import Batcher
 from service.metrics import Metrics
 from service.work import InferenceError, Job, Pace, Stream, caption_jobs, fail_jobs, give_up
 
-__all__ = ["Worker", "warm_up_sizes"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Worker:
             with self._wake:
                 captioner, warm = self._new.popleft()
             try:
-                self._prove(captioner, warm_up_sizes(captioner, self._batcher.max_batch))
+                self._prove(captioner, captioner.warm_up_sizes(self._batcher.max_batch))
             except InferenceError as error:
                 warm.set_exception(InferenceError())
                 if self._proven is None:
@@ -206,16 +206,3 @@ class Worker:
                     self._streams.append(stream)
             if monotonic() >= end:
                 return
-
-
-def warm_up_sizes(captioner: Captioner, max_batch: int) -> list[int]:
-    """The sizes of the batches that warm a model up, in their order.
-
-    On a GPU a checkpoint's model is recorded when a size comes for the second time, up to each power of 2.
-    """
-    if captioner.device.type == "cpu":
-        return [1]
-    if captioner.device.type != "cuda" or captioner.checkpoint is None:
-        return [1, max_batch]
-    powers = range((max_batch - 1).bit_length() + 1)
-    return [min(1 << power, max_batch) for power in powers for _ in range(2)]

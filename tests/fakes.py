@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -80,7 +81,7 @@ class FakeCaptioner:
     def check_options(self, options: SearchOptions) -> None:
         """All options suit it."""
 
-    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
+    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions, **how: Any) -> list[Caption]:
         self.options.append(options)
         self.batches.append(len(images))
         return [self._caption(photo, options) for photo in images]

@@ -39,13 +39,14 @@ class ModelServer:
 
     Attributes:
         fault: chooses what goes wrong: ``429``, ``500``, any other status, ``slow``, ``cut``, ``nonsense``,
-            ``empty``, ``endless``, ``refuse``, ``cut stream``, ``endless stream``.
+            ``empty``, ``endless``, ``refuse``, ``cut stream``, ``endless stream``, ``silent`` (it answers
+            nothing for as long as the client stays).
         finish: why it ends an answer: ``stop`` or ``length``.
         plain: whether it answers in a plain text whatever form is asked for.
         logprobs: ``yes``, ``no`` (it tells none) or ``refuse`` (it answers 400 to who asks).
         together: it answers none before so many requests are under way.
         bodies: of all requests, in the order they came.
-        left: set once a client has gone away in the middle of a stream.
+        left: set once a client has gone away before its answer was whole.
         asked: how often each photo was asked for.
         answered: how often each photo was answered whole.
         most: requests that were under way at once.
@@ -188,6 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         if fault == "slow":
             time.sleep(3)
+            self.close_connection = True
+        elif fault == "silent":
+            assert self.connection.recv(1) == b""
+            self.state.left.set()
             self.close_connection = True
         elif fault == "cut":
             self.send_response(200)

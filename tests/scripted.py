@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from fakes import FakeCaptioner
@@ -43,6 +44,9 @@ class ScriptedCaptioner(FakeCaptioner):
         self._held = False
         self._words = threading.Semaphore(0)
 
+    def warm_up_sizes(self, max_batch: int) -> list[int]:
+        return [1]
+
     def hold(self) -> None:
         """Give no more words until :meth:`let_out` or :meth:`release`."""
         self._held = True
@@ -60,11 +64,11 @@ class ScriptedCaptioner(FakeCaptioner):
     def prepare(self, image: ImageSource, *, name: str | None = None, max_pixels: int | None = None) -> Photo:
         return decode_image(image, name=name, **({"max_pixels": max_pixels} if max_pixels else {}))
 
-    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions) -> list[Caption]:
+    def caption_prepared(self, images: Sequence[Photo], options: SearchOptions, **how: Any) -> list[Caption]:
         self.warm.wait()
         return super().caption_prepared(images, options)
 
-    def stream_prepared(self, photo: Photo, options: SearchOptions) -> Iterator[StreamEvent]:
+    def stream_prepared(self, photo: Photo, options: SearchOptions, **how: Any) -> Iterator[StreamEvent]:
         self.streamed.append(options)
         return self._stream(photo, options)
 

@@ -25,12 +25,15 @@ class Recording(Captioner):
         self.batches: list[list[str | None]] = []
 
     def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
+        self,
+        images: Sequence[PreparedImage],
+        options: GenerationOptions | SearchOptions | None = None,
+        **how: Any,
     ) -> list[Caption]:
         if images[0].file != "warm-up":
             self.batches.append([image.file for image in images])
             self.check(images)
-        return super().caption_prepared(images, options)
+        return super().caption_prepared(images, options, **how)
 
     def check(self, images: Sequence[PreparedImage]) -> None:
         """Where a stand-in fails or waits."""
@@ -50,9 +53,12 @@ class Held(Recording):
         assert self.go.wait(30)
 
     def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | SearchOptions | None = None
+        self,
+        image: PreparedImage,
+        options: GenerationOptions | SearchOptions | None = None,
+        **how: Any,
     ) -> Iterator[StreamEvent]:
-        for event in super().stream_prepared(image, options):
+        for event in super().stream_prepared(image, options, **how):
             self.steps += 1
             yield event
             self.busy.set()
@@ -83,16 +89,22 @@ class Crashing(Recording):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def caption_prepared(
-        self, images: Sequence[PreparedImage], options: GenerationOptions | SearchOptions | None = None
+        self,
+        images: Sequence[PreparedImage],
+        options: GenerationOptions | SearchOptions | None = None,
+        **how: Any,
     ) -> list[Caption]:
         if self.broken:
             self.check(images)
-        return super().caption_prepared(images, options)
+        return super().caption_prepared(images, options, **how)
 
     def stream_prepared(
-        self, image: PreparedImage, options: GenerationOptions | SearchOptions | None = None
+        self,
+        image: PreparedImage,
+        options: GenerationOptions | SearchOptions | None = None,
+        **how: Any,
     ) -> Iterator[StreamEvent]:
-        events = super().stream_prepared(image, options)
+        events = super().stream_prepared(image, options, **how)
         yield next(events)
         self.check([image])
         yield from events

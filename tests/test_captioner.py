@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +24,12 @@ from captioner import (
     GenerationOptions,
     ImageDecodeError,
     ImageSizeError,
+    NotWantedError,
     OptionsError,
     SearchOptions,
 )
 from captioner.checkpoint import Checkpoint
+from captioner.recording import RecordedModel
 from captioner.runners import CheckpointRunner
 
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -361,3 +363,30 @@ def test_a_model_is_moved_and_converted():
     model.to(torch.device("cpu"), torch.bfloat16)
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.bfloat16)
     assert model.caption([draw_noise(64, 48)])[0].caption
+
+
+def test_nothing_is_computed_for_nobody(model: Captioner, photos: list[Image.Image]):
+    with pytest.raises(NotWantedError):
+        model.caption_prepared([model.prepare(photos[0])], is_wanted=lambda: False)
+
+
+class Unrecorded:
+    """No GPU."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("nothing is recorded here")
+
+
+def test_a_model_says_what_warms_it_up():
+    class OnGpu(CheckpointRunner):
+        def _record(self) -> None:
+            self._recorded = RecordedModel(self.checkpoint.model, Unrecorded())
+
+    assert Captioner(OnGpu(tiny_checkpoint()), name="tiny").warm_up_sizes(24) == [
+        *(1, 1, 2, 2, 4, 4),
+        *(8, 8, 16, 16, 24, 24),
+    ]
+    here = tiny_captioner()
+    assert here.warm_up_sizes(32) == [1]
+    here.to(torch.device("meta"), torch.float32)
+    assert here.warm_up_sizes(32) == [1, 32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -510,3 +512,15 @@ def test_a_batch_that_is_killed_loses_and_doubles_nothing(kind: str, tmp_path: P
 if __name__ == "__main__":  # the full size: python tests/test_remote_runner.py openai|ollama FOLDER
     kill_and_go_on(sys.argv[1], Path(sys.argv[2]), photos=2000, kills=12)
     print(f"{sys.argv[1]}: 2000 photos, 12 kills: nothing lost, nothing doubled")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_drops_a_model_leaves_no_connection_and_no_thread(kind: str, server: ModelServer):
+    before = set(threading.enumerate())
+    model = remote(getattr(server, kind))
+    assert model.caption(PHOTOS[:2])
+    (loop,) = [each for each in set(threading.enumerate()) - before if each.name == "connections"]
+    del model
+    gc.collect()
+    loop.join(30)
+    assert not loop.is_alive()

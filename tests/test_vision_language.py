@@ -18,7 +18,14 @@ from tiny import tiny_checkpoint
 from torch import Tensor
 
 import captioner
-from captioner import Captioner, CheckpointError, DeviceError, GenerationOptions, OptionsError
+from captioner import (
+    Captioner,
+    CheckpointError,
+    DeviceError,
+    GenerationOptions,
+    NotWantedError,
+    OptionsError,
+)
 from captioner.checkpoint import save_checkpoint
 from captioner.cli import main
 from captioner.runners import read_vision_language
@@ -138,6 +145,15 @@ def test_a_stream_is_the_caption_step_by_step(some: Both):
             whole.logprob, rel=1e-4
         )  # another thread rounds by itself
         assert "".join(event.text for event in [*events, last]) == whole.caption
+
+
+@pytest.mark.parametrize("options", [asked(), asked(num_beams=2), asked(do_sample=True, alternatives=1)])
+def test_a_search_that_nobody_waits_for_ends_with_its_next_token(some: Both, options: GenerationOptions):
+    looks = iter([True] * 3)
+    photos = [some.ours.prepare(photo) for photo in PHOTOS]
+    with pytest.raises(NotWantedError):
+        some.ours.caption_prepared(photos, options, is_wanted=lambda: next(looks, False))
+    assert next(looks, None) is None, "it went on while it was wanted"
 
 
 def test_samples_are_the_same_alone_and_in_a_batch(some: Both):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captioner.calibration import WordSignals
 from captioner.checkpoint import Checkpoint
-from captioner.errors import RemoteError
+from captioner.errors import NotWantedError, RemoteError
 from captioner.generation import SearchOptions
 from captioner.image import PixelBox
 from captioner.tokenizer import TokenSpan
@@ -20,17 +20,34 @@ from captioner.tokenizer import TokenSpan
 __all__ = [
     "PLAIN",
     "UNASKED",
+    "IsWanted",
     "Lacks",
     "NetworkRunner",
     "PreparedImage",
     "Progress",
     "Runner",
     "WrittenCaption",
+    "always",
+    "check_wanted",
 ]
 
 
 UNASKED = "it was trained to caption photos, not to follow instructions"
 PLAIN = "it writes a plain sentence"
+
+IsWanted = Callable[[], bool]
+"""Whether somebody still waits for the captions: asked often, from several threads, so it takes no time."""
+
+
+def always() -> bool:
+    """Of work that is never broken off."""
+    return True
+
+
+def check_wanted(is_wanted: IsWanted) -> None:
+    """Raise NotWantedError where nobody waits any more."""
+    if not is_wanted():
+        raise NotWantedError("nobody waits for these captions any more")
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,9 @@ class Runner(Protocol):
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the model to a device and a number type; nothing may be using it."""
 
+    def warm_up_sizes(self, max_batch: int) -> list[int]:
+        """The sizes of the batches that make it as fast as it gets for 1…max_batch photos, in their order."""
+
     def prepare(self, pixels: Image, box: PixelBox | None = None) -> Any:
         """An upright RGB photo as :attr:`PreparedImage.content`: work for any thread.
 
@@ -178,16 +198,18 @@ class Runner(Protocol):
         """Raise OptionsError where the options do not suit the model; ``lacks`` is not looked at here."""
 
     def caption(
-        self, images: Sequence[PreparedImage], options: SearchOptions
+        self, images: Sequence[PreparedImage], options: SearchOptions, *, is_wanted: IsWanted = always
     ) -> Sequence[Sequence[WrittenCaption] | RemoteError]:
         """For each photo of a batch 1 + alternatives captions, best first, or fewer where fewer exist.
 
         Where a server is asked, a photo may have an error in place of its captions. Maps come with the first
         caption of each, where the options ask for attention and the runner can give it.
-        Errors are those of :meth:`check_options`.
+        Errors are those of :meth:`check_options`, and NotWantedError soon after nobody wants the captions.
         """
 
-    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
+    def stream(
+        self, image: PreparedImage, options: SearchOptions, *, is_wanted: IsWanted = always
+    ) -> Iterator[Progress]:
         """:meth:`caption` for one photo, step by step; errors of the options come with the call."""
 
 
@@ -227,3 +249,8 @@ class NetworkRunner:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move it."""
         self._network.to(device, dtype)
+
+    def warm_up_sizes(self, max_batch: int) -> list[int]:
+        """The smallest batch, which takes what is set up once; elsewhere than on a CPU the memory of the
+        largest as well."""
+        return [1] if self.device.type == "cpu" else [1, max_batch]

@@ -11,7 +11,14 @@ import torch
 
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.generation import DecodeRules, SearchOptions
-from captioner.runners.base import NetworkRunner, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import (
+    IsWanted,
+    NetworkRunner,
+    PreparedImage,
+    Progress,
+    WrittenCaption,
+    always,
+)
 from captioner.runners.text import decode_rules, progress, prompt_of
 from captioner.tokenizer import CaptionTokenizer
 
@@ -33,22 +40,31 @@ class LibraryRunner(NetworkRunner):
         return decode_rules(self._tokenizer, options, self._positions)
 
     @torch.inference_mode()
-    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
-        """See :class:`~captioner.runners.base.Runner`."""
-        return self._caption(images, options, self.rules(options), None)
+    def caption(
+        self, images: Sequence[PreparedImage], options: SearchOptions, *, is_wanted: IsWanted = always
+    ) -> list[list[WrittenCaption]]:
+        """See :class:`~captioner.runners.base.Runner`; it looks after each token."""
+        return self._caption(images, options, self.rules(options), is_wanted, None)
 
-    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
+    def stream(
+        self, image: PreparedImage, options: SearchOptions, *, is_wanted: IsWanted = always
+    ) -> Iterator[Progress]:
         """See :class:`~captioner.runners.base.Runner`; a beam search comes in one step."""
         rules = self.rules(options)  # errors come with the call
 
         @torch.inference_mode()
         def run(streamer: Any) -> list[WrittenCaption]:
-            return self._caption([image], options, rules, streamer)[0]
+            return self._caption([image], options, rules, is_wanted, streamer)[0]
 
         return progress(self._tokenizer, prompt_of(self._tokenizer, rules), options, run)
 
     def _caption(
-        self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any
+        self,
+        images: Sequence[PreparedImage],
+        options: SearchOptions,
+        rules: DecodeRules,
+        is_wanted: IsWanted,
+        streamer: Any,
     ) -> list[list[WrittenCaption]]:
         """Captions of each photo, best first; ``streamer`` is that of ``generate`` or None."""
         raise NotImplementedError  # pragma: no cover - abstract

@@ -20,11 +20,14 @@ from captioner.recording import CudaGraphs, RecordedModel
 from captioner.runners.base import (
     PLAIN,
     UNASKED,
+    IsWanted,
     Lacks,
     NetworkRunner,
     PreparedImage,
     Progress,
     WrittenCaption,
+    always,
+    check_wanted,
 )
 from captioner.runners.text import decode_rules, normalized, prompt_of, written
 
@@ -65,6 +68,13 @@ class CheckpointRunner(NetworkRunner):
             self.checkpoint.model.backbone.to(memory_format=torch.channels_last)
             self._recorded = RecordedModel(self.checkpoint.model, CudaGraphs(device))
 
+    def warm_up_sizes(self, max_batch: int) -> list[int]:
+        """Where it is recorded, each power of 2 twice, since that is when a size is recorded."""
+        if self._recorded is None:
+            return super().warm_up_sizes(max_batch)
+        powers = range((max_batch - 1).bit_length() + 1)
+        return [min(1 << power, max_batch) for power in powers for _ in range(2)]
+
     def prepare(self, pixels: Image, box: PixelBox | None = None) -> Tensor:
         """``(3, size, size)`` uint8."""
         return self.checkpoint.processor(pixels, box)
@@ -98,14 +108,19 @@ class CheckpointRunner(NetworkRunner):
         return generate(self._decoder, region_tokens, options, rules)
 
     @torch.inference_mode()
-    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
-        """See :class:`~captioner.runners.base.Runner`."""
+    def caption(
+        self, images: Sequence[PreparedImage], options: SearchOptions, *, is_wanted: IsWanted = always
+    ) -> list[list[WrittenCaption]]:
+        """See :class:`~captioner.runners.base.Runner`; it looks once, between encoder and search."""
         rules = self.rules(options)
         encoded = self.encode(images, detail=options.detail)
+        check_wanted(is_wanted)
         found = self.search(encoded.region_tokens, options, rules)
         return self._written(encoded, found, options, rules)
 
-    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
+    def stream(
+        self, image: PreparedImage, options: SearchOptions, *, is_wanted: IsWanted = always
+    ) -> Iterator[Progress]:
         """See :class:`~captioner.runners.base.Runner`."""
         rules = self.rules(options)
         encoded = self.encode([image], detail=options.detail)

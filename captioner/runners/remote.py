@@ -16,7 +16,7 @@ from captioner.errors import OptionsError, RemoteError, RemoteUnavailableError
 from captioner.image import PixelBox
 from captioner.options import SearchOptions
 from captioner.runners.address import Address, RemoteSettings
-from captioner.runners.base import Lacks, PreparedImage, Progress, WrittenCaption
+from captioner.runners.base import IsWanted, Lacks, PreparedImage, Progress, WrittenCaption, always
 from captioner.runners.http import Client, RefusedError
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
 from captioner.runners.protocols import (
@@ -72,6 +72,10 @@ class RemoteRunner:
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing: the model is elsewhere."""
 
+    def warm_up_sizes(self, max_batch: int) -> list[int]:
+        """None: its server is not asked before somebody wants something."""
+        return []
+
     def prepare(self, pixels: Image, box: PixelBox | None = None) -> bytes:
         """A JPEG whose longer side has ``max_side`` pixels at most."""
         small, buffer = pixels.copy(), io.BytesIO()
@@ -94,7 +98,7 @@ class RemoteRunner:
             )
 
     def caption(
-        self, images: Sequence[PreparedImage], options: SearchOptions
+        self, images: Sequence[PreparedImage], options: SearchOptions, *, is_wanted: IsWanted = always
     ) -> list[list[WrittenCaption] | RemoteError]:
         """See :class:`~captioner.runners.base.Runner`."""
         self.check_options(options)
@@ -103,7 +107,7 @@ class RemoteRunner:
         def ask(work: tuple[PreparedImage, int]) -> WrittenCaption | RemoteError:
             image, number = work
             try:
-                return self._ask(image, options, number, stop)
+                return self._ask(image, options, number, stop, is_wanted)
             except RemoteUnavailableError as error:
                 down.append(error)
                 stop.set()  # no other photo could do better
@@ -116,15 +120,20 @@ class RemoteRunner:
         found = _in_threads(ask, work, threads=self.settings.parallel)
         return [_of_one_photo(found[at : at + rows], options) for at in range(0, len(found), rows)]
 
-    def stream(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
+    def stream(
+        self, image: PreparedImage, options: SearchOptions, *, is_wanted: IsWanted = always
+    ) -> Iterator[Progress]:
         """See :class:`~captioner.runners.base.Runner`; alternatives are asked for once the first is whole."""
         self.check_options(options)
-        return self._progress(image, options)
+        return self._progress(image, options, is_wanted)
 
-    def _progress(self, image: PreparedImage, options: SearchOptions) -> Iterator[Progress]:
+    def _progress(
+        self, image: PreparedImage, options: SearchOptions, is_wanted: IsWanted
+    ) -> Iterator[Progress]:
         text, tokens, ended, finished = "", list[tuple[bytes, float]](), False, None
         is_json = bool(options.json_schema)
-        for line in self._client.lines(self._protocol.path, self._body(image, options, 0, stream=True)):
+        body = self._body(image, options, 0, stream=True)
+        for line in self._client.lines(self._protocol.path, body, is_wanted=is_wanted):
             piece = self._protocol.read_line(line)
             if piece is None:
                 continue
@@ -138,13 +147,18 @@ class RemoteRunner:
         answer = Answer(text, tuple(tokens) or None, finished=finished)
         first = written_answer(answer, is_json=is_json)
         others = [
-            self._ask(image, options, number, threading.Event())
+            self._ask(image, options, number, threading.Event(), is_wanted)
             for number in range(1, 1 + options.alternatives)
         ]
         yield Progress(first.text, (first, *others))  # what was sent stays the best one
 
     def _ask(
-        self, image: PreparedImage, options: SearchOptions, number: int, stop: threading.Event
+        self,
+        image: PreparedImage,
+        options: SearchOptions,
+        number: int,
+        stop: threading.Event,
+        is_wanted: IsWanted,
     ) -> WrittenCaption:
         body, path = self._body(image, options, number, stream=False), self._protocol.path
 
@@ -152,12 +166,12 @@ class RemoteRunner:
             return written_answer(self._protocol.read(data), is_json=bool(options.json_schema))
 
         try:
-            return self._client.post(path, body, read, stop=stop)
+            return self._client.post(path, body, read, stop=stop, is_wanted=is_wanted)
         except RefusedError as error:
             if "logprob" not in str(error).lower() or not body.pop("logprobs", False):
                 raise
             self._wants_logprobs = False
-            return self._client.post(path, body, read, stop=stop)
+            return self._client.post(path, body, read, stop=stop, is_wanted=is_wanted)
 
     def _body(
         self, image: PreparedImage, options: SearchOptions, number: int, *, stream: bool

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.logits import LogitsRules, perturb
+from captioner.runners.base import IsWanted, check_wanted
 
 __all__ = ["Task", "force", "search", "streams", "tokens_in_steps"]
 
@@ -36,6 +37,7 @@ class Task:
         rules: its token ids.
         eos_ids: the ids that end a caption; the first is that of ``rules``.
         stopped: whether a row of generated ids has come to one of the options' stop strings.
+        is_wanted: asked before each token is chosen; where it is false, NotWantedError ends the search.
     """
 
     network: Any
@@ -45,6 +47,7 @@ class Task:
     rules: DecodeRules
     eos_ids: tuple[int, ...]
     stopped: Callable[[list[int]], bool]
+    is_wanted: IsWanted
 
 
 def streams(options: SearchOptions) -> bool:
@@ -170,6 +173,7 @@ class _Obey:
         self._generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_wanted(self._task.is_wanted)
         tokens = input_ids[:, None, self._task.given :]
         scores = self._rules(scores.float().log_softmax(-1)[:, None], tokens)
         if not self._task.options.do_sample:

@@ -19,7 +19,7 @@ from captioner.convert.files import generation_defaults, read_json, read_tokeniz
 from captioner.generation import DecodeRules, SearchOptions
 from captioner.image import ImageProcessor, PixelBox
 from captioner.quiet import quiet_transformers
-from captioner.runners.base import PLAIN, UNASKED, Lacks, PreparedImage, WrittenCaption
+from captioner.runners.base import PLAIN, UNASKED, IsWanted, Lacks, PreparedImage, WrittenCaption
 from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
 from captioner.runners.search import Task, search
 from captioner.runners.text import normalized, prompt_of, stops_at, written
@@ -106,7 +106,12 @@ class SequenceRunner(LibraryRunner):
         return self._processor(pixels, box)
 
     def _caption(
-        self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any
+        self,
+        images: Sequence[PreparedImage],
+        options: SearchOptions,
+        rules: DecodeRules,
+        is_wanted: IsWanted,
+        streamer: Any,
     ) -> list[list[WrittenCaption]]:
         prompt = prompt_of(self._tokenizer, rules)
         begun = torch.tensor(rules.prompt_ids, device=self.device).expand(len(images), -1)
@@ -122,6 +127,7 @@ class SequenceRunner(LibraryRunner):
             rules=rules,
             eos_ids=(rules.eos_id,),
             stopped=stops_at(self._tokenizer, options),
+            is_wanted=is_wanted,
         )
         return [
             [written(self._tokenizer, prompt, hypothesis, stop=options.stop) for hypothesis in hypotheses]

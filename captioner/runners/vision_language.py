@@ -23,7 +23,7 @@ from captioner.errors import CheckpointError, DeviceError
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.image import PixelBox
 from captioner.quiet import quiet_transformers
-from captioner.runners.base import Lacks, PreparedImage, WrittenCaption
+from captioner.runners.base import IsWanted, Lacks, PreparedImage, WrittenCaption
 from captioner.runners.grid import no_grid, photo_grids, photo_places, untiled
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
 from captioner.runners.int4 import check_int4, how_to_load, lay_out
@@ -161,7 +161,12 @@ class VisionLanguageRunner(LibraryRunner):
         return pixels.resize(size, Resampling.BICUBIC, box=box)
 
     def _caption(
-        self, images: Sequence[PreparedImage], options: SearchOptions, rules: DecodeRules, streamer: Any
+        self,
+        images: Sequence[PreparedImage],
+        options: SearchOptions,
+        rules: DecodeRules,
+        is_wanted: IsWanted,
+        streamer: Any,
     ) -> list[list[WrittenCaption]]:
         prompt = prompt_of(self._tokenizer, rules)
         photos = [image.content for image in images]
@@ -175,6 +180,7 @@ class VisionLanguageRunner(LibraryRunner):
             rules=rules,
             eos_ids=self._eos_ids,
             stopped=stops_at(self._tokenizer, options),
+            is_wanted=is_wanted,
         )
         found = search(task, streamer=streamer)
         maps: Sequence[Tensor | None] = [None] * len(images)

@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from images import draw_noise, encode
 from standins import Crashing, Held, Recording, SmallMemory, names
 
@@ -28,7 +26,6 @@ from service.engine import DeadlineError, Engine, NotReadyError, QueueFullError,
 from service.metrics import Metrics
 from service.models import Models
 from service.work import InferenceError
-from service.worker import warm_up_sizes
 
 OPTIONS = SearchOptions(num_beams=2, max_length=6)
 GREEDY = SearchOptions(num_beams=1, max_length=6)
@@ -166,6 +163,30 @@ def test_a_cancelled_request_costs_no_forward_pass():
     run(test())
 
 
+def test_a_batch_that_no_request_wants_any_more_is_broken_off():
+    async def test() -> None:
+        captioner = Held()
+        async with running(captioner) as engine:
+            tasks = [asyncio.create_task(caption(engine, [upload(name)], OPTIONS)) for name in "ab"]
+            await until(captioner.busy.is_set)
+            tasks[0].cancel()
+            captioner.go.set()
+            assert (await tasks[1])[0].file == "b"
+            assert images(engine.metrics, "dropped") == 0, "the batch went on for the other one"
+            captioner.go.clear()
+            captioner.busy.clear()
+            tasks = [asyncio.create_task(caption(engine, [upload(name)], OPTIONS)) for name in "cd"]
+            await until(captioner.busy.is_set)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            captioner.go.set()
+            await until(lambda: images(engine.metrics, "dropped") == 2)
+            assert await caption(engine, [upload("e")], OPTIONS)
+
+    run(test())
+
+
 def test_a_request_past_its_deadline_is_dropped():
     async def test() -> None:
         captioner = Held()
@@ -177,7 +198,7 @@ def test_a_request_past_its_deadline_is_dropped():
             )
             assert [type(result) for result in results] == [DeadlineError, DeadlineError]
             captioner.go.set()
-            await until(lambda: images(engine.metrics, "dropped") == 1)
+            await until(lambda: images(engine.metrics, "dropped") == 2)
             assert names(captioner.batches) == ["busy"]
 
     async def late(engine: Engine, captioner: Held) -> None:
@@ -376,19 +397,3 @@ def test_a_stream_past_its_deadline_ends():
 def waiting(engine: Engine) -> int:
     """Photos in the queue; those of a batch that is being captioned are none of them."""
     return len(engine._device._batcher)
-
-
-@pytest.mark.parametrize(
-    ("device", "recorded", "max_batch", "sizes"),
-    [
-        ("cpu", True, 32, [1]),
-        ("mps", True, 32, [1, 32]),
-        ("cuda", False, 32, [1, 32]),
-        ("cuda", True, 24, [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 24, 24]),
-    ],
-)
-def test_a_gpu_has_recorded_all_batch_sizes_before_the_first_request(
-    device: str, recorded: bool, max_batch: int, sizes: list[int]
-):
-    captioner = SimpleNamespace(device=torch.device(device), checkpoint="ours" if recorded else None)
-    assert warm_up_sizes(captioner, max_batch) == sizes

@@ -134,7 +134,46 @@ def test_what_nobody_waits_for_any_more_is_not_asked(serve, server: ModelServer)
         assert ask(client, PHOTOS[2]).json()["captions"][0]["caption"] == expected(model, PHOTOS[2])
         asked = {photo: server.asked[expected(model, photo)] for photo in PHOTOS[:2]}
         assert sorted(asked.values())[0] == 0
-        assert 'captioner_images_total{model="made/up",outcome="dropped"} 1.0' in client.get("/metrics").text
+        assert 'captioner_images_total{model="made/up",outcome="dropped"} 2.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/v1/captions", "/v1/captions?partial=true", "/v1/captions/stream"])
+@pytest.mark.parametrize("alternatives", [0, 2])
+def test_a_request_whose_client_has_left_is_broken_off(
+    serve, server: ModelServer, path: str, alternatives: int
+):
+    """The server says nothing for as long as it is asked, so only the closed connection can end it."""
+    model = remote(server, parallel=1, timeout_s=600)
+    server.fault = lambda text, attempt: "silent"
+    how = {"do_sample": True, "alternatives": alternatives} if alternatives else {}
+    with serve(model, request_timeout_s=600) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(path, files={"image": ("a.png", PHOTOS[0])}, data=how, timeout=1)
+        assert server.left.wait(60), "the model's server would go on"
+        server.fault = lambda text, attempt: None
+        assert ask(client, PHOTOS[1]).json()["captions"][0]["caption"] == expected(model, PHOTOS[1])
+        metrics = client.get("/metrics").text
+        assert 'captioner_images_total{model="made/up",outcome="dropped"} 1.0' in metrics
+        assert 'captioner_images_total{model="made/up",outcome="failed"} 0.0' in metrics
+
+
+def test_a_request_whose_time_is_over_is_broken_off(serve, server: ModelServer):
+    server.fault = lambda text, attempt: "silent"
+    with serve(remote(server, timeout_s=600), request_timeout_s=1) as client:
+        check_problem(ask(client, PHOTOS[0]), 503)
+        assert server.left.wait(60), "the model's server would go on"
+
+
+def test_what_waits_to_be_sent_again_holds_nobody_up(serve, server: ModelServer):
+    """The first client leaves while its photo waits for another attempt, on the only connection."""
+    model = remote(server, parallel=1, backoff_s=60, attempts=20)
+    bad = expected(model, PHOTOS[0])
+    server.fault = lambda text, attempt: "500" if text == bad else None
+    with serve(model, request_timeout_s=600) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/captions", files={"image": ("a.png", PHOTOS[0])}, timeout=1)
+        answer = client.post("/v1/captions", files={"image": ("b.png", PHOTOS[1])}, timeout=25)
+        assert answer.json()["captions"][0]["caption"] == expected(model, PHOTOS[1])
 
 
 def test_a_stream_whose_client_has_left_is_broken_off(serve, server: ModelServer):

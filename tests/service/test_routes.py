@@ -311,9 +311,9 @@ def test_health_and_readiness(serve):
 
 def test_not_ready_before_it_is_warm(serve, photo: bytes):
     class Cold(Held):
-        def caption_prepared(self, images: Any, options: Any = None) -> list[Caption]:
+        def caption_prepared(self, *given: Any, **options: Any) -> list[Caption]:
             assert self.go.wait(30)
-            return super().caption_prepared(images, options)
+            return super().caption_prepared(*given, **options)
 
     captioner = Cold()
     with serve(captioner, ready=False) as client:
