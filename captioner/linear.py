@@ -1,8 +1,9 @@
-"""Linear layers, and attention between many tokens, at the speed that a CPU has.
+"""Linear layers with their activations, and attention between many tokens, at the speed that a CPU has.
 
 On a CPU torch gives products of float32 matrices to MKL. On AMD processors that is half as fast as oneDNN,
 which torch has as well and uses for its other number types; for the few rows of a decode step it is up to
-five times slower. The operator called here is the one that ``torch.compile`` puts in place of linear layers.
+five times slower. The operator called here is the one that ``torch.compile`` puts in place of linear layers
+and the activation after them.
 
 In bfloat16 torch's fused attention is no faster than in float32 there; the products by themselves are.
 """
@@ -11,13 +12,46 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "PackedWeights", "attention", "linear", "runs_plain_inference", "version_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Linear",
+    "PackedWeights",
+    "attention",
+    "linear",
+    "runs_plain_inference",
+    "version_of",
+]
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+_FUSED: dict[str | None, tuple[str, list[float], str]] = {  # what oneDNN calls them: it has no quick_gelu
+    None: ("none", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+    "relu": ("relu", [], ""),
+    "silu": ("swish", [], ""),
+}
 
 PACKED_SIZE = 2_000_000
 """Layers of at most so many weights have them laid out for oneDNN once, which costs their memory again. With
@@ -72,7 +106,12 @@ def _has_operator(dtype: torch.dtype) -> bool:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: PackedWeights | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: Activation | None = None,
+    packed: PackedWeights | None = None,
 ) -> Tensor:
     """``x (…, in)``, ``weight (out, in)``, ``bias (out,)`` -> ``(…, out)``, as ``F.linear``.
 
@@ -80,14 +119,18 @@ def linear(
         x: the rows.
         weight: the layer's.
         bias: likewise.
+        activation: what follows it.
         packed: where weights are kept as oneDNN wants them; None to lay them out each time.
     """
-    if not runs_plain_inference(x, weight) or not _has_operator(x.dtype):
+    fused = runs_plain_inference(x, weight) and _has_operator(x.dtype)
+    if activation is not None and not (fused and activation in _FUSED):
+        return ACTIVATIONS[activation](linear(x, weight, bias, packed=packed))
+    if not fused:
         return F.linear(x, weight, bias)
     onednn = torch.ops.mkldnn
     if packed is not None:
         weight = packed.get(weight, None, lambda: onednn._reorder_linear_weight(weight.detach(), 32))
-    out: Tensor = onednn._linear_pointwise(x, weight, bias, "none", [], "")
+    out: Tensor = onednn._linear_pointwise(x, weight, bias, *_FUSED[activation])
     return out
 
 
@@ -107,6 +150,7 @@ class Linear(nn.Linear):
         super().__init__(*args, **kwargs)
         self._packed = PackedWeights()
 
-    def forward(self, x: Tensor) -> Tensor:
-        packed = self._packed if self.weight.numel() <= PACKED_SIZE else None
-        return linear(x, self.weight, self.bias, packed=packed)
+    def forward(self, x: Tensor, *, activation: Activation | None = None) -> Tensor:
+        weight = self.weight
+        packed = self._packed if weight.numel() <= PACKED_SIZE else None
+        return linear(x, weight, self.bias, activation=activation, packed=packed)

@@ -1,8 +1,8 @@
 """What may come next: rules and sampling filters over the scores of the next token.
 
 ``scores (B, N, V)`` are float32 log-probs for ``N`` rows of text of each of ``B`` images; ``history
-(B, N, T)`` int64 is the text so far without its start token. Functions return new scores; what has -inf is
-never chosen. :class:`LogitsRules` applies those that the options ask for.
+(B, N, T)`` int64 is the text so far without its start token. What has -inf is never chosen.
+:class:`LogitsRules` applies those that the options ask for.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class LogitsRules:
         self.grammar = Grammar(rules.classes, rules.eos_id, device) if rules.classes else None
 
     def __call__(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
-        """Scores ``(B, N, V)`` from the model's log-probs after the generated ``tokens (B, N, t)``."""
+        """Scores ``(B, N, V)`` from the model's log-probs after the generated ``tokens (B, N, t)``.
+
+        They may be the log-probs themselves, in which only what is forbidden is overwritten: a whole copy of
+        them takes longer than all rules.
+        """
         options, scores = self.options, logprobs
         if self.rules.forced_end is not None and tokens.shape[-1] + 1 == self.steps:
             forced = torch.full_like(scores, -torch.inf)
@@ -85,7 +89,6 @@ class LogitsRules:
         history = text[..., 1:]
         if options.repetition_penalty != 1:
             scores = penalise_repetition(scores, history, options.repetition_penalty)
-        penalised = scores
         bans = []
         if options.no_repeat_ngram_size:
             size = options.no_repeat_ngram_size  # as `transformers`, with the start; alone it may be the end
@@ -94,18 +97,16 @@ class LogitsRules:
             bans.append(bad_words(history, self.bad_words))
         if self.grammar is not None:
             bans.append(self.grammar(history))
+        too_short = self.rules.counted_start + tokens.shape[-1] + 1 < options.min_length
+        end = scores[..., self.eos_id].clone()
         if bans:
-            scores = forbid(scores, *(torch.cat(part, dim=-1) for part in zip(*bans, strict=True)))
-        if self.rules.counted_start + tokens.shape[-1] + 1 < options.min_length:
-            scores = scores.clone()
+            forbid(scores, *(torch.cat(part, dim=-1) for part in zip(*bans, strict=True)))
+        if too_short:
             scores[..., self.eos_id].fill_(-torch.inf)
-        return scores if scores is penalised else self._end_if_stuck(scores, penalised)
-
-    def _end_if_stuck(self, scores: Tensor, penalised: Tensor) -> Tensor:
-        """Where the rules leave no token at all, the text may end, whatever they say."""
-        stuck = scores.amax(-1) == -torch.inf
-        end = torch.where(stuck, penalised[..., self.eos_id], scores[..., self.eos_id])
-        scores[..., self.eos_id] = end
+        if sum(ids.shape[-1] for ids, _ in bans) + too_short >= scores.shape[-1]:
+            # where the rules leave no token at all, the text may end, whatever they say
+            stuck = scores.amax(-1) == -torch.inf
+            scores[..., self.eos_id] = torch.where(stuck, end, scores[..., self.eos_id])
         return scores
 
 
@@ -202,6 +203,6 @@ def perturb(scores: Tensor, options: SearchOptions, generator: torch.Generator |
     return scores - exponential.log_()
 
 
-def forbid(scores: Tensor, ids: Tensor, where: Tensor) -> Tensor:
-    """-inf at ``ids (B, N, m)`` where ``where`` holds; an id may come more than once."""
-    return scores.scatter_add(-1, ids, torch.where(where, -torch.inf, 0.0))
+def forbid(scores: Tensor, ids: Tensor, where: Tensor) -> None:
+    """Put -inf at ``ids (B, N, m)`` where ``where`` holds; an id may come more than once."""
+    scores.scatter_add_(-1, ids, torch.where(where, -torch.inf, 0.0))

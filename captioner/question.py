@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from captioner.decoder import MLP, Activation, SelfAttention
-from captioner.linear import Linear
+from captioner.decoder import MLP, SelfAttention
+from captioner.linear import Activation, Linear
 
 __all__ = ["QuestionConfig", "QuestionEncoder"]
 

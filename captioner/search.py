@@ -52,12 +52,24 @@ class Texts:
     """
 
     def __init__(self, data: Tensor) -> None:
-        length = data.shape[-1] // 2 - 1
         self.data = data
-        self.tokens = data[..., :length]
-        self.logprobs = data[..., length : 2 * length].view(torch.float32)
-        self.scores = data[..., 2 * length].view(torch.float32)
-        self.lengths = data[..., 2 * length + 1]
+        self._length = data.shape[-1] // 2 - 1
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.data[..., : self._length]
+
+    @property
+    def logprobs(self) -> Tensor:
+        return self.data[..., self._length : 2 * self._length].view(torch.float32)
+
+    @property
+    def scores(self) -> Tensor:
+        return self.data[..., 2 * self._length].view(torch.float32)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.data[..., 2 * self._length + 1]
 
     @classmethod
     def empty(cls, images: int, rows: int, length: int, *, device: torch.device) -> Texts:

@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.convolution import SameConv2d
@@ -159,7 +158,7 @@ class ViTBlock(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = attention(q, k, v)  # (B, heads, tokens, d)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        out: Tensor = x + self.fc2(self.fc1(self.norm2(x), activation="gelu"))
         return out
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captioner.linear import Linear, attention, linear
+from captioner.linear import ACTIVATIONS, Activation, Linear, attention, linear
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 5), (0, 5), (2, 3, 5), (2, 1, 4, 5), (300, 5)])
@@ -21,6 +21,19 @@ def test_it_gives_what_torch_gives(shape: tuple[int, ...], dtype: torch.dtype, b
     x, weight = torch.randn(shape, dtype=dtype), torch.randn(7, 5, dtype=dtype)
     shift = torch.randn(7, dtype=dtype) if bias else None
     torch.testing.assert_close(linear(x, weight, shift), F.linear(x, weight, shift))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_an_activation_follows_it(activation: Activation, dtype: torch.dtype):
+    torch.manual_seed(0)
+    layer, x = Linear(5, 7).to(dtype), torch.randn(3, 5, dtype=dtype)
+    expected = ACTIVATIONS[activation](F.linear(x.double(), layer.weight.double(), layer.bias.double()))
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.01}[dtype]
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            found = layer(x, activation=activation)
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ def test_what_is_forced_counts_and_ends_a_text():
     rules = DecodeRules(prompt_ids=(3, 0), eos_id=2, pad_id=1, counted_start=1, forced_end=2)
     apply, scores = LogitsRules(options, rules, CPU), random_scores()
     for length in range(5):  # with the forced first one, the last of these makes six
-        found = apply(scores, torch.full((IMAGES, ROWS, length), 5))
+        found = apply(scores.clone(), torch.full((IMAGES, ROWS, length), 5))
         ends = {2} if length < 2 else set()
         expected = {2} if length == 4 else set(range(VOCAB)) - {0, *[5] * length} - ends
         assert allowed(found) == [expected] * IMAGES * ROWS
@@ -83,7 +83,8 @@ def test_repetition_penalty(length: int, penalty: float):
 def test_no_ngram_twice(size: int, length: int):
     torch.manual_seed(length)
     scores, history = random_scores(), random_history(length)
-    found = forbid(scores, *repeated_ngrams(history, size))
+    found = scores.clone()
+    forbid(found, *repeated_ngrams(history, size))
     kept = found > -torch.inf
     torch.testing.assert_close(found[kept], scores[kept])
     for text, tokens in zip(rows(history), allowed(found), strict=True):
@@ -98,7 +99,8 @@ def test_bad_words_of_any_number_of_tokens(length: int):
     words = ((3,), (1, 2), (2, 2), (4, 5, 6), (0, 1, 2, 3))
     scores, history = random_scores(), random_history(length)
     history[0, 0, max(0, length - 2) :] = torch.tensor([4, 5])[: min(2, length)]
-    found = forbid(scores, *bad_words(history, bad_word_table(words, CPU)))
+    found = scores.clone()
+    forbid(found, *bad_words(history, bad_word_table(words, CPU)))
     for text, tokens in zip(rows(history), allowed(found), strict=True):
         completed = {
             word[-1]
@@ -149,7 +151,8 @@ def test_grammar(length: int):
     likely = torch.tensor([THE, RED, OLD, AND, IN, DOG, 9, 11])
     history = likely[torch.randint(0, len(likely), (50, 4, length))]
     scores = torch.randn(50, 4, WORDS).log_softmax(-1)
-    found = forbid(scores, *Grammar(CLASSES, END, CPU)(history))
+    found = scores.clone()
+    forbid(found, *Grammar(CLASSES, END, CPU)(history))
     kept = found > -torch.inf
     torch.testing.assert_close(found[kept], scores[kept])
     for text, tokens in zip(rows(history), allowed(found), strict=True):
@@ -189,16 +192,16 @@ def test_without_options_there_are_no_rules():
 def test_the_end_waits_for_min_length_which_counts_it():
     scores = random_scores()
     for length in range(6):
-        found = allowed(rules(min_length=4)(scores, random_history(length)))
+        found = allowed(rules(min_length=4)(scores.clone(), random_history(length)))
         assert all((2 in tokens) == (length + 1 >= 4) for tokens in found)
         assert all(tokens >= set(range(VOCAB)) - {2} for tokens in found)
 
 
 def test_the_prompt_counts_as_text_but_its_start_token_does_not():
     scores = random_scores()
-    found = rules(prompt_ids=(1, 5), no_repeat_ngram_size=1)(scores, torch.full((IMAGES, ROWS, 1), 3))
+    found = rules(prompt_ids=(1, 5), no_repeat_ngram_size=1)(scores.clone(), torch.full((IMAGES, ROWS, 1), 3))
     assert allowed(found) == [set(range(VOCAB)) - {5, 3}] * IMAGES * ROWS
-    found = rules(prompt_ids=(1, 5), bad_words=((5, 4),))(scores, random_history(0))
+    found = rules(prompt_ids=(1, 5), bad_words=((5, 4),))(scores.clone(), random_history(0))
     assert allowed(found) == [set(range(VOCAB)) - {4}] * IMAGES * ROWS
     found = rules(prompt_ids=(1, 5), repetition_penalty=2.0)(scores, random_history(0))
     assert ((found != scores).nonzero()[:, 2] == 5).all()
@@ -207,13 +210,18 @@ def test_the_prompt_counts_as_text_but_its_start_token_does_not():
 def test_where_everything_is_forbidden_the_text_ends():
     scores = random_scores()
     everything = tuple((i,) for i in range(VOCAB))
-    found = rules(bad_words=everything)(scores, random_history(1))
+    found = rules(bad_words=everything, min_length=9)(scores.clone(), random_history(1))
     assert allowed(found) == [{2}] * IMAGES * ROWS
     torch.testing.assert_close(found[..., 2], scores[..., 2])
 
 
-def test_rules_leave_the_models_log_probs_alone():
-    scores, history = random_scores(), random_history(5)
+def test_rules_leave_the_log_probs_of_all_other_tokens_alone():
+    scores, history = random_scores(), random_history(2)
     before = scores.clone()
-    rules(bad_words=((3,),), repetition_penalty=2.0, no_repeat_ngram_size=1, min_length=9)(scores, history)
+    found = rules(bad_words=((3,),), no_repeat_ngram_size=1, min_length=9)(scores, history)
+    kept = found > -torch.inf
+    assert kept.any()
+    torch.testing.assert_close(scores[kept], before[kept], rtol=0, atol=0)
+    scores = before.clone()
+    rules(bad_words=((3,),), repetition_penalty=2.0)(scores, history)
     torch.testing.assert_close(scores, before, rtol=0, atol=0)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from captioner.decoder import Activation
 from captioner.errors import CheckpointError
+from captioner.linear import Activation
 from captioner.model import ModelConfig
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Shape", "activation", "library_config", "one_id", "special_ids"]
