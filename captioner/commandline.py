@@ -55,7 +55,7 @@ def _generation_parameters(
         _wording("How much to tell, for a model that was trained for each of them."),
     ] = None,
     json_schema: Annotated[
-        str | None, _wording("The JSON schema of the answer, of a model on a server.")
+        str | None, _wording("The JSON schema of the answer, of a vision-language model.")
     ] = None,
     stop: Annotated[
         list[str] | None, _wording("A text before which the caption ends; may be repeated.", "--stop")

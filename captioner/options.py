@@ -123,7 +123,8 @@ class GenerationOptions:
         min_confidence: 0…1; a caption of less confidence is marked as uncertain.
         hedge: shorten such a caption to a phrase of at least this confidence, and at least 0.5, if it holds
             one. Without min_confidence, all captions below 0.5. A caption with a prompt stays whole.
-        json_schema: the JSON schema of the answer, as a text; for models on a server.
+        json_schema: the JSON schema of the answer, as a text; for vision-language models and those
+            on a server.
 
     Raises:
         OptionsError: a value is out of range or contradicts another one that is given.

@@ -19,6 +19,7 @@ from torch import Tensor
 from captioner.generation import DecodeRules, Hypothesis, SearchOptions
 from captioner.logits import LogitsRules, perturb
 from captioner.runners.base import IsWanted, check_wanted
+from captioner.runners.json_answers import Held
 
 __all__ = ["Task", "force", "search", "streams", "tokens_in_steps"]
 
@@ -38,6 +39,7 @@ class Task:
         eos_ids: the ids that end a caption; the first is that of ``rules``.
         stopped: whether a row of generated ids has come to one of the options' stop strings.
         is_wanted: asked before each token is chosen; where it is false, NotWantedError ends the search.
+        held: keeps all rows to a JSON schema; None for any text.
     """
 
     network: Any
@@ -48,6 +50,7 @@ class Task:
     eos_ids: tuple[int, ...]
     stopped: Callable[[list[int]], bool]
     is_wanted: IsWanted
+    held: Held | None = None
 
 
 def streams(options: SearchOptions) -> bool:
@@ -174,8 +177,10 @@ class _Obey:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         check_wanted(self._task.is_wanted)
-        tokens = input_ids[:, None, self._task.given :]
-        scores = self._rules(scores.float().log_softmax(-1)[:, None], tokens)
+        tokens, scores = input_ids[:, self._task.given :], scores.float().log_softmax(-1)
+        if self._task.held is not None:
+            scores = self._task.held(scores, tokens)
+        scores = self._rules(scores[:, None], tokens[:, None])
         if not self._task.options.do_sample:
             return scores[:, 0]
         images = scores.view(-1, self._rows, scores.shape[-1])

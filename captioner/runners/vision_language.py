@@ -27,9 +27,10 @@ from captioner.runners.base import IsWanted, Lacks, PreparedImage, WrittenCaptio
 from captioner.runners.grid import no_grid, photo_grids, photo_places, untiled
 from captioner.runners.instruction import DEFAULT_INSTRUCTION
 from captioner.runners.int4 import check_int4, how_to_load, lay_out
+from captioner.runners.json_answers import JsonAnswers, no_schemas
 from captioner.runners.library import LibraryRunner, check_fit, refusing_damage
 from captioner.runners.search import Task, force, search
-from captioner.runners.text import prompt_of, stops_at, written
+from captioner.runners.text import cut_at_stop, prompt_of, stops_at, written
 from captioner.runners.watch import eager_view, recorded
 from captioner.tokenizer import CaptionTokenizer, TokenizerConfig
 
@@ -137,8 +138,8 @@ class VisionLanguageRunner(LibraryRunner):
         self._view: Any = None
         self._lock = threading.Lock()
         self._untiled = untiled(processor.image_processor)
-        unheld = "its search does not hold an answer to a schema"
-        self.lacks = Lacks(attention=self._no_maps(), schemas=unheld)
+        self._json = JsonAnswers(backend, self._eos_ids)
+        self.lacks = Lacks(attention=self._no_maps(), schemas=no_schemas())
 
     @property
     def parameters(self) -> int:
@@ -152,6 +153,12 @@ class VisionLanguageRunner(LibraryRunner):
             raise DeviceError("weights in 4 bits stay where they were loaded: load the model anew")
         super().to(device, dtype)
         self._view = None
+
+    def rules(self, options: SearchOptions) -> DecodeRules:
+        """Those of all models; OptionsError also where a JSON schema cannot be followed."""
+        if options.json_schema:
+            self._json.start(options)
+        return super().rules(options)
 
     def prepare(self, pixels: Image, box: PixelBox | None = None) -> Image:
         """The photo, at most ``MAX_SIDE`` pixels a side."""
@@ -181,8 +188,11 @@ class VisionLanguageRunner(LibraryRunner):
             eos_ids=self._eos_ids,
             stopped=stops_at(self._tokenizer, options),
             is_wanted=is_wanted,
+            held=self._json.start(options) if options.json_schema else None,
         )
         found = search(task, streamer=streamer)
+        if options.json_schema:
+            return [[self._answer(hypothesis, options) for hypothesis in each] for each in found]
         maps: Sequence[Tensor | None] = [None] * len(images)
         if options.attention and not self.lacks.attention:
             best = [hypotheses[0] for hypotheses in found]
@@ -200,6 +210,11 @@ class VisionLanguageRunner(LibraryRunner):
             ]
             for hypotheses, attention in zip(found, maps, strict=True)
         ]
+
+    def _answer(self, hypothesis: Hypothesis, options: SearchOptions) -> WrittenCaption:
+        """An answer in JSON, which has no words."""
+        text = cut_at_stop(self._tokenizer.decode(hypothesis.token_ids), options.stop)
+        return WrittenCaption(text, hypothesis.logprobs, (), finished=hypothesis.finished)
 
     def _inputs(
         self, photos: list[Image], instruction: str, prompt: Sequence[int] = (), *, whole: bool = False

@@ -6,18 +6,20 @@ import base64
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import httpx
 import ollama
 import openai
 import pytest
+import vlm
 from model_servers import ModelServer, describe, in_form, model_server
 from problems import check_problem
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from tiny import tiny_captioner, tiny_checkpoint
 
-from captioner import Caption, Captioner, StreamEvent
+from captioner import Caption, Captioner, StreamEvent, load
 from captioner.runners import Address, CheckpointRunner
 from captioner.runners.remote import RemoteRunner
 
@@ -26,6 +28,14 @@ class Alt(BaseModel):
     """What a program wants that shows photos."""
 
     alt_text: str
+
+
+class Count(BaseModel):
+    """What a program wants that counts."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["cat", "dog"]
+    count: Annotated[int, Field(ge=0, le=99)]
 
 
 LABELS: dict[str, Any] = {
@@ -198,6 +208,32 @@ def test_a_model_on_a_server_gets_the_schema(serve, server: ModelServer, kind: s
         assert asked[4] == {"type": "json_object"}
     limits = [body.get("max_tokens") or body["options"]["num_predict"] for body in server.bodies]
     assert limits == [1024] * 5 + [128]
+
+
+def test_a_vision_language_model_is_held_to_the_schema(serve, photo: bytes, tmp_path: Path):
+    vlm.FAMILIES["qwen2_5_vl"](tmp_path)
+    model = load(tmp_path, device="cpu")
+    with serve(model) as client, openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="x") as found:
+        assert client.get("/v1/models").json()["data"][0]["gives"]["schemas"] is True
+        tool = ollama.Client(host=str(client.base_url), trust_env=False)
+        schema = Count.model_json_schema()
+        form: Any = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema}}
+        create = found.chat.completions.create
+        answer = create(model=model.name, messages=chat_of(photo), response_format=form)
+        expected = Count.model_validate_json(answer.choices[0].message.content or "")
+        assert answer.choices[0].finish_reason == "stop"
+        chunks = create(model=model.name, messages=chat_of(photo), response_format=form, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert Count.model_validate_json(text) == expected
+        response = found.responses.parse(model=model.name, input=input_of(photo), text_format=Count)
+        assert isinstance(response.output_parsed, Count)
+        text = tool.generate(model.name, images=[photo], format=schema).response
+        assert isinstance(Count.model_validate_json(text), Count)
+        form["json_schema"]["schema"] = {"type": "object", "not": {}}
+        body = {"messages": chat_of(photo), "response_format": form}
+        for stream in (False, True):
+            problem = client.post("/v1/chat/completions", json={**body, "stream": stream})
+            assert "Unimplemented keys" in check_problem(problem, 400)["detail"]
 
 
 def test_an_answer_that_is_no_json_is_asked_for_again(serve, server: ModelServer, photo: bytes, monkeypatch):
