@@ -172,10 +172,6 @@ class CaptionModel(nn.Module):
         Where its configuration says ``mirror``, that is the mean of what it sees in a photo and, turned back,
         in its mirror image (test-time augmentation, Krizhevsky et al. 2012), at the price of a second look.
         """
-        at_once = self.photos_at_once(x.device, x.dtype) or len(x)
-        return torch.cat([self._look(part) for part in torch.split(x, at_once)])
-
-    def _look(self, x: Tensor) -> Tensor:
         if not self.config.backbone.mirror:
             return self._run(x)
         photos, mirrored = self._run(torch.cat([x, x.flip(3)])).chunk(2)

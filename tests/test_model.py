@@ -6,14 +6,18 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_checkpoint
 from torch import Tensor, nn
 
 from captioner.decoder import DecoderConfig, KVCache, TextDecoder
 from captioner.model import CaptionModel, ModelConfig
 from captioner.regions import RegionConfig, TagTokens, photo_features, region_colours
+from captioner.runners import CheckpointRunner
+from captioner.runners.base import PreparedImage
 from captioner.vision import BackboneConfig
 
 VIT = BackboneConfig(
@@ -354,17 +358,18 @@ def test_only_training_leaves_out_tokens():
 
 @pytest.mark.parametrize("mirror", [False, True])
 @torch.inference_mode()
-def test_features_are_the_same_however_many_photos_pass_at_once(
-    mirror: bool, monkeypatch: pytest.MonkeyPatch
-):
-    model = with_mirror(tiny_checkpoint().model.eval(), mirror)
-    x = torch.randn(5, 3, 64, 64)
-    together = model.features(x)
-    torch.testing.assert_close(torch.cat([model.features(x[i : i + 1]) for i in range(5)]), together)
-    for images, group in ((5, 1), (1, 2), (2, 8)):
+def test_photos_encode_the_same_however_many_pass_at_once(mirror: bool, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = tiny_checkpoint()
+    with_mirror(checkpoint.model.eval(), mirror)
+    runner = CheckpointRunner(checkpoint)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    contents = [runner.prepare(Image.fromarray(pixels)) for pixels in noise]
+    photos = [PreparedImage(content, width=64, height=64, file=None) for content in contents]
+    together = runner.encode(photos).region_tokens
+    for images, group in ((5, 1), (1, 2), (2, 8), (1, 1)):
         monkeypatch.setattr("captioner.model.CPU_IMAGES", images)
         monkeypatch.setattr("captioner.model.CPU_GROUP", group)
-        torch.testing.assert_close(model.features(x), together)
+        torch.testing.assert_close(runner.encode(photos).region_tokens, together)
 
 
 @torch.inference_mode()
