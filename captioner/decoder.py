@@ -203,7 +203,7 @@ class CrossAttention(nn.Module):
         """
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N*T, d)
         if not weights:
-            attended = F.scaled_dot_product_attention(q, keys, values)
+            attended = attention(q, keys, values)
             return self.out(attended.transpose(1, 2).flatten(2)), None
         scaled = q * q.shape[-1] ** -0.5  # before the product, which could leave float16's range
         probs = (scaled @ keys.transpose(-1, -2)).float().softmax(-1)

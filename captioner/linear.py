@@ -1,11 +1,12 @@
-"""Linear layers with their activations, and attention between many tokens, at the speed that a CPU has.
+"""Linear layers with their activations, and attention without a mask, at the speed that a CPU has.
 
 On a CPU torch gives products of float32 matrices to MKL. On AMD processors that is half as fast as oneDNN,
 which torch has as well and uses for its other number types; for the few rows of a decode step it is up to
 five times slower. The operator called here is the one that ``torch.compile`` puts in place of linear layers
 and the activation after them.
 
-In bfloat16 torch's fused attention is no faster than in float32 there; the products by themselves are.
+In bfloat16 torch's fused attention is slower than in float32 there; the products by themselves are faster.
+For one to five words against BLIP's 577 regions they take a fifth to a half of its time.
 """
 
 from __future__ import annotations
