@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,17 +25,18 @@ from transformers import (
 )
 
 from captioner import GenerationOptions, OptionsError, SearchOptions
+from captioner.captioner import Captioner
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.convert import read_hugging_face
 from captioner.decoder import TextDecoder
 from captioner.evaluation.architectures import random_checkpoint
 from captioner.evaluation.benchmark import BenchmarkResult, benchmark
-from captioner.evaluation.measure import bare_products
+from captioner.evaluation.measure import Measurements, bare_products
 from captioner.evaluation.processor import find_processor
 from captioner.evaluation.twin import build_twin
 from captioner.generation import generate
-from captioner.runners import CheckpointRunner
+from captioner.runners import CheckpointRunner, PreparedImage, WrittenCaption
 
 
 def converted(save: Callable[..., object], **options: int) -> Callable[[Path], Checkpoint]:
@@ -147,41 +149,168 @@ def test_the_bare_products_are_those_of_a_step():
 GRID = "batch=1,2 beams=1,3 length=4 dtype=float32,bfloat16"
 
 
+def saved(folder: Path, name: str = "tiny") -> list[str]:
+    """The command for a model, each time measured once."""
+    if name == "tiny":
+        save_checkpoint(tiny_checkpoint(), folder / name, dtype=torch.float32)
+    else:
+        (folder / name).mkdir()
+        SAVED[name](folder / name, seed=1)
+    return ["benchmark", "--model", str(folder / name), "--device", "cpu", "--repeats", "1"]
+
+
+SAVED: dict[str, Callable[..., object]] = {
+    "blip": huggingface.save_blip,
+    "florence2": huggingface.save_florence2,
+    "git": huggingface.save_git,
+    "vit-gpt2": huggingface.save_vit_gpt2,
+}
+
+
 def test_a_grid_is_measured_cell_by_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("matplotlib")
-    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny", dtype=torch.float32)
-    argv = ["benchmark", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--repeats", "1"]
-    plot = tmp_path / "plot.png"
+    argv, plot = saved(tmp_path), tmp_path / "plot.png"
     assert main([*argv, "--grid", GRID, "--json", "--plot", str(plot)]) == 0
     out, err = capsys.readouterr()
     cells = [json.loads(line) for line in out.splitlines()]
     expected = product(("float32", "bfloat16"), (1, 3), (1, 2))
     assert [(cell["dtype"], cell["beams"], cell["batch"]) for cell in cells] == list(expected)
-    assert {cell["length"] for cell in cells} == {4}
+    assert {(cell["length"], cell["runner"]) for cell in cells} == {(4, "captioner")}
     for cell in cells:
         milliseconds = cell["encode_ms"] + cell["length"] * cell["step_ms"]
         assert cell["images_per_second"] == pytest.approx(1000 * cell["batch"] / milliseconds)
     assert "(8 of 8)" in err
     with Image.open(plot) as image:
         assert image.format == "PNG"
-    assert main([*argv, "--grid", "batch=2", "--markdown"]) == 0
+    assert (
+        main([*argv, "--grid", "beams=3,3", "--batch-sizes", "2", "--dtype", "bfloat16", "--markdown"]) == 0
+    )
     table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("| batch | beams | length | dtype | encode ms |")
-    assert [row.split(" | ")[:4] for row in table[2:]] == [["| 2", "2", "12", "float32"]]
+    assert table[0].startswith("| batch | beams | length | dtype | runner | encode ms |")
+    assert [row.split(" | ")[:5] for row in table[2:]] == [["| 2", "3", "12", "bfloat16", "captioner"]]
+
+
+@pytest.mark.parametrize("name", ["tiny", *SAVED])
+def test_a_grid_has_both_runners_of_a_model_in_turns(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    runners = ("transformers",) if name == "git" else ("captioner", "transformers")
+    argv = [*saved(tmp_path, name), "--grid", f"batch=1,2 length=4 runner={','.join(runners)}"]
+    assert main([*argv, "--json"]) == 0
+    cells = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(cell["batch"], cell["runner"]) for cell in cells] == list(product((1, 2), runners))
+    for cell in cells:
+        theirs = cell["runner"] == "transformers"
+        assert cell["images_per_second"] > 0
+        assert (cell["encode_ms"] is None) == (theirs and name in ("tiny", "git")), "it has no such encoder"
+        assert (cell["step_ms"] is None) == (cell["products_ms"] is None) == (name == "git"), "run as a whole"
+    for batch in (1, 2):
+        assert len({cell["products_ms"] for cell in cells if cell["batch"] == batch}) == 1, "one floor"
+    if name == "git":
+        assert main([*argv[:-1], "runner=captioner"]) == 2
+        assert "run by transformers alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_runners_take_as_many_steps(kind: str, tmp_path: Path):
+    """Else the time of a step would not be one."""
+    captioner = Captioner(CheckpointRunner(KINDS[kind][0](tmp_path)), name=kind)
+    options = replace(captioner.resolve(), num_beams=3, max_length=6, min_length=6)
+    measurements = Measurements(captioner, options, 1)
+    ours = measurements.ours(2, options)
+    assert captioner.checkpoint is not None
+    theirs = measurements.theirs(build_twin(captioner.checkpoint), 2, options, ours)
+    steps = {len(ids) for parts in (ours, theirs) for ids in parts.search()}
+    assert steps == {measurements.steps()}
+
+
+def test_runs_in_turns_are_not_one_after_the_other():
+    ran: list[str] = []
+    runs = [partial(ran.append, name) for name in "ab"]
+    times = Measurements(tiny_captioner(), SearchOptions(), 3).in_turns(*runs, runs[0])
+    assert "".join(ran).endswith("ababab")
+    assert list(times) == runs, "what is given twice runs once"
+
+
+def test_what_has_no_twin_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = saved(tmp_path)
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    config["generation"]["repetition_penalty"] = 1.5
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    for wanted in (["--grid", "batch=1 runner=captioner,transformers"], ["--against", "transformers"]):
+        assert main([*argv, *wanted]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "repetition_penalty" in err
+        assert len(err.splitlines()) == 1
+    assert main([*argv, "--grid", "batch=1 length=4"]) == 0, "alone it can be measured"
+
+
+class Small(CheckpointRunner):
+    """Has memory for one photo."""
+
+    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().caption(images, options)
+
+
+def test_what_is_known_when_memory_runs_out_is_printed(capsys: pytest.CaptureFixture[str]):
+    def load(*_: object, **__: object) -> Captioner:
+        return Captioner(Small(tiny_checkpoint()), name="tiny")
+
+    assert main(["benchmark", "--batch-sizes", "1,2", "--repeats", "1", "--json"], load=load) == 1
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["images_per_second"]) == ["1"]
+    assert "memory ran out" in err.splitlines()[-1]
+
+
+def test_a_grid_that_ends_early_is_drawn_as_far_as_it_came(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("matplotlib")
+
+    def load(*_: object, dtype: str, **__: object) -> Captioner:
+        if dtype == "bfloat16":
+            raise KeyboardInterrupt
+        return tiny_captioner()
+
+    plot = tmp_path / "plot.png"
+    argv = ["benchmark", "--repeats", "1", "--json", "--plot", str(plot)]
+    assert main([*argv, "--grid", "batch=1 length=4 dtype=float32,bfloat16"], load=load) == 130
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert plot.stat().st_size > 0
 
 
 @pytest.mark.parametrize(
     "wrong",
-    ["batch", "batch=", "batch=0", "batch=two", "width=3", "dtype=int8", "beams=65", "length=47 beams=2000"],
+    [
+        "batch",
+        "batch=",
+        "batch=0",
+        "batch=two",
+        "batch=1 batch=2",
+        "width=3",
+        "dtype=int8",
+        "runner=vllm",
+        "beams=65",
+        "batch=1 length=4,47 beams=2000",
+        "batch=1 length=4,900",
+    ],
 )
 def test_a_grid_of_what_there_is_not_is_refused(
     wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    save_checkpoint(tiny_checkpoint(), tmp_path / "tiny", dtype=torch.float32)
-    assert main(["benchmark", "--model", str(tmp_path / "tiny"), "--grid", wrong]) == 2
+    assert main([*saved(tmp_path), "--grid", wrong]) == 2
     output = capsys.readouterr()
     assert output.err.startswith("captioner: ")
-    assert len(output.out.splitlines()) <= 1, "the table's head at most"
+    assert len(output.err.splitlines()) == 1, "nothing is measured before"
+    assert output.out == ""
+
+
+def test_a_model_on_a_server_has_no_grid(capsys: pytest.CaptureFixture[str]):
+    assert main(["benchmark", "--model", "http://127.0.0.1:9/v1#llava", "--grid", "batch=1"]) == 2
+    assert "llava is on a server" in capsys.readouterr().err
 
 
 def test_the_processor_is_the_one_that_torch_runs_on(monkeypatch: pytest.MonkeyPatch):
@@ -268,11 +397,23 @@ def test_the_command_prints_or_gives_json(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--against", "whisper"], ["--batch-sizes", "many"], ["--random", "git"], ["--plot", "grid.png"]],
+    [
+        ["--against", "whisper"],
+        ["--batch-sizes", "many"],
+        ["--batch-sizes", "1,0"],
+        ["--random", "blip-base"],
+        ["--plot", "grid.png"],
+        ["--grid", "batch=1", "--against", "transformers"],
+    ],
 )
 def test_the_command_refuses_what_it_does_not_know(
     wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     save_checkpoint(tiny_checkpoint(), tmp_path / "tiny")
     assert main(["benchmark", "--model", str(tmp_path / "tiny"), *wrong]) == 2
-    assert wrong[1] in capsys.readouterr().err
+    assert wrong[-1] in capsys.readouterr().err
+
+
+def test_the_command_has_two_random_models(capsys: pytest.CaptureFixture[str]):
+    assert main(["benchmark", "--random", "git"]) == 2
+    assert "blip-base, vit-gpt2" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from captioner.captioner import Captioner
 from captioner.errors import OptionsError
 from captioner.evaluation.measure import Comparison, Measurements, Stages, Step
 from captioner.evaluation.processor import find_processor
-from captioner.evaluation.twin import build_twin
+from captioner.evaluation.twin import build_twin, check_twin
 from captioner.options import GenerationOptions
 
 __all__ = ["BenchmarkResult", "Comparison", "Stages", "Step", "benchmark"]
@@ -97,15 +97,18 @@ def benchmark(
         found: told all that is known, after each measurement.
 
     Raises:
-        OptionsError: a number is below 1, or `transformers` has no model of this shape.
+        OptionsError: a number is below 1, or `transformers` has no model of this shape or no such search.
     """
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise OptionsError(
             f"repeats and batch_sizes must be at least 1, not {repeats} and {list(batch_sizes)}"
         )
-    if against_transformers and captioner.checkpoint is None:
-        raise OptionsError(f"{captioner.name} is run by another library: leave out the comparison")
     chosen = replace(captioner.resolve(options), attention=False)
+    if against_transformers:
+        if captioner.checkpoint is None:
+            runs = "on a server" if captioner.sends_photos_to else "run by transformers alone"
+            raise OptionsError(f"{captioner.name} is {runs}: leave out the comparison")
+        check_twin(captioner.checkpoint, chosen)
     measurements = Measurements(captioner, chosen, repeats)
     jobs = _jobs(measurements, batch_sizes)
     if against_transformers:
@@ -150,7 +153,7 @@ def _jobs(measurements: Measurements, batch_sizes: Sequence[int]) -> list[tuple[
         return replace(result, tokens=each, tokens_per_second=per_second, peak_memory_mb=memory)
 
     jobs = [(f"batches of {size}", throughput(size)) for size in batch_sizes]
-    if measurements.parts is not None:
+    if measurements.runner is not None:
         jobs += [(f"steps of a search for {size}", step(size)) for size in batch_sizes]
     return [*jobs, ("the decode loop", tokens)]
 

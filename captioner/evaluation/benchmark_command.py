@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captioner.commandline import Device, Dtype, Model
-from captioner.errors import OptionsError
-from captioner.evaluation.command import Beams, Json
-from captioner.options import GenerationOptions
+from captioner.errors import DeviceError, OptionsError
+from captioner.evaluation.command import Beams
+from captioner.options import GenerationOptions, SearchOptions
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.evaluation.benchmark import BenchmarkResult, Comparison
+    from captioner.evaluation.grid import Cell, Grid
 
 __all__ = ["benchmark"]
 
@@ -38,8 +39,9 @@ def benchmark(
         str | None,
         typer.Option(
             metavar="'AXIS=V,V… …'",
-            help="Measure all combinations instead, for example "
-            "'batch=1,32 beams=1,5 length=16 dtype=float32,bfloat16'.",
+            help="Measure all combinations instead, for example 'batch=1,32 beams=1,5 length=16 "
+            "dtype=float32,bfloat16 runner=captioner,transformers'. An axis that is left out is as the other "
+            "options and the model's own settings say.",
         ),
     ] = None,
     plot: Annotated[
@@ -49,52 +51,77 @@ def benchmark(
     device: Device = "auto",
     dtype: Dtype = "auto",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown.")] = False,
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; with --grid, one a line.")
+    ] = False,
 ) -> None:
     """Measure a model's speed and memory on generated photographs, in turns with what it is compared to."""
     if against not in (None, "transformers"):
         raise OptionsError(f"--against takes transformers, not {against!r}")
     if grid is not None and against is not None:
-        raise OptionsError("--grid measures this library alone: leave out --against")
+        raise OptionsError("with --grid, write runner=captioner,transformers into it instead of --against")
+    if random is not None and model != "default":
+        raise OptionsError(f"give --random {random} or --model {model}, not both")
     if plot is not None and grid is None:
         raise OptionsError(f"--plot {plot} draws a grid: add --grid, such as --grid 'batch=1,8,32'")
     if markdown and as_json:
         raise OptionsError("give --markdown or --json, not both")
 
-    def load(number: str | None) -> Captioner:
-        wanted = number or dtype
+    from captioner.evaluation.grid import Grid, parse_grid, parse_numbers
+
+    def load(number: str) -> Captioner:
         return (
-            ctx.obj(model, device=device, dtype=wanted) if random is None else _random(random, device, wanted)
+            ctx.obj(model, device=device, dtype=number) if random is None else _random(random, device, number)
         )
 
-    options = GenerationOptions(num_beams=num_beams)
-    if grid is not None:
-        _measure_grid(load, grid, options, repeats, plot, markdown=markdown, as_json=as_json)
-        return
+    options, sizes = GenerationOptions(num_beams=num_beams), parse_numbers(batch_sizes, "--batch-sizes")
+    with _telling_of_memory():
+        if grid is None:
+            _measure(load(dtype), options, sizes, repeats, against, markdown=markdown, as_json=as_json)
+        else:
+            combinations = parse_grid(grid, Grid(batch=sizes, dtype=(dtype,)))
+            _measure_grid(load, combinations, options, repeats, plot, markdown=markdown, as_json=as_json)
+
+
+def _measure(
+    captioner: Captioner,
+    options: GenerationOptions,
+    batch_sizes: tuple[int, ...],
+    repeats: int,
+    against: str | None,
+    *,
+    markdown: bool,
+    as_json: bool,
+) -> None:
     from captioner.evaluation.benchmark import benchmark as run
 
+    table = _Table(markdown=markdown, head=("measure", "result"))
+    latest: list[BenchmarkResult] = []
+
+    def found(result: BenchmarkResult) -> None:
+        latest[:] = [result]
+        if not as_json:
+            table.add_all(_lines(result))
+
     try:
-        sizes = [int(size) for size in batch_sizes.split(",")]
-    except ValueError:
-        raise OptionsError(f"--batch-sizes takes numbers such as 1,8,32, not {batch_sizes!r}") from None
-    captioner, table = load(None), _Table(markdown=markdown, head=("measure", "result"))
-    with _progress() as progress:
-        result = run(
-            captioner,
-            options=options,
-            batch_sizes=sizes,
-            repeats=repeats,
-            against_transformers=against is not None,
-            progress=progress,
-            found=lambda found: None if as_json else table.add_all(_lines(found)),
-        )
-    if as_json:
-        print(json.dumps(result.to_dict()))
+        with _progress() as progress:
+            run(
+                captioner,
+                options=options,
+                batch_sizes=batch_sizes,
+                repeats=repeats,
+                against_transformers=against is not None,
+                progress=progress,
+                found=found,
+            )
+    finally:  # also what is known when something ends it early
+        if as_json and latest:
+            print(json.dumps(latest[0].to_dict()))
 
 
 def _measure_grid(
-    load: Callable[[str | None], Captioner],
-    text: str,
+    load: Callable[[str], Captioner],
+    grid: Grid,
     options: GenerationOptions,
     repeats: int,
     plot: Path | None,
@@ -102,47 +129,62 @@ def _measure_grid(
     markdown: bool,
     as_json: bool,
 ) -> None:
-    from captioner.evaluation.grid import measure_grid, parse_grid, plot_grid
+    from captioner.evaluation.grid import AXES, measure_grid, plot_grid
     from captioner.evaluation.reliability import check_plot_path
 
     if plot is not None:
         check_plot_path(plot)
-    grid, cells = parse_grid(text), []
-    head = ("batch", "beams", "length", "dtype", "encode ms", "step ms", "products ms", "images/s")
-    table = None if as_json else _Table(markdown=markdown, head=head, show_head=True)
-    with _progress() as progress:
-        for cell in measure_grid(
-            load, grid, lambda captioner: captioner.resolve(options), repeats=repeats, progress=progress
-        ):
-            cells.append(cell)
-            if table is None:
-                print(json.dumps(cell.to_dict()), flush=True)
-            else:
-                numbers = (cell.encode_ms, cell.step_ms, cell.products_ms, cell.images_per_second)
-                table.add(
-                    (
-                        str(cell.batch),
-                        str(cell.beams),
-                        str(cell.length),
-                        cell.dtype,
-                        *(f"{n:.4g}" for n in numbers),
-                    )
-                )
-    if plot is not None:
-        plot_grid(plot, cells, title="images per second")
+    figures = ("encode ms", "step ms", "products ms", "images/s")
+    table = _Table(markdown=markdown, head=(*AXES, *figures), show_head=True)
+    cells: list[Cell] = []
+
+    def search(captioner: Captioner) -> SearchOptions:
+        return captioner.resolve(options)
+
+    try:
+        with _progress() as progress:
+            for cell in measure_grid(load, grid, search, repeats=repeats, progress=progress):
+                cells.append(cell)
+                if as_json:
+                    print(json.dumps(cell.to_dict()), flush=True)
+                else:
+                    table.add(tuple(map(_shown, cell.to_dict().values())))
+    finally:  # also what is known when something ends it early
+        if plot is not None and cells:
+            plot_grid(plot, cells, title="images per second")
+
+
+def _shown(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """Say in a line that memory ran out, which a large batch may well cause."""
+    from captioner.load import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError("memory ran out: leave out the largest batch sizes, and lengths") from error
 
 
 class _Table:
-    """Rows that are printed as they come, once each, apart by tabs or as Markdown."""
+    """Rows that are printed as they come, once each, apart by tabs or as Markdown, after the head."""
 
     def __init__(self, *, markdown: bool, head: tuple[str, ...], show_head: bool = False) -> None:
-        self._markdown, self._rows = markdown, 0
-        if markdown or show_head:
-            self._print(head)
-        if markdown:
-            self._print(("---",) * len(head))
+        self._markdown, self._rows, self._head = markdown, 0, head
+        self._show_head = show_head or markdown
 
     def add(self, row: tuple[str, ...]) -> None:
+        if self._show_head and not self._rows:
+            self._print(self._head)
+            if self._markdown:
+                self._print(("---",) * len(self._head))
         self._rows += 1
         self._print(row)
 

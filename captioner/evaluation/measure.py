@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import cycle, islice
 from typing import Any
 
@@ -22,7 +23,7 @@ from captioner.options import SearchOptions
 from captioner.runners import CheckpointRunner
 from captioner.runners.text import normalized
 
-__all__ = ["Comparison", "Measurements", "Stages", "Step", "bare_products"]
+__all__ = ["Comparison", "Measurements", "Parts", "Stages", "Step", "bare_products"]
 
 _PHOTOS = 8  # different ones, taken in turn
 _WARM_UP = 2  # runs that are not counted: a GPU records what comes for the second time
@@ -88,6 +89,21 @@ class Step:
     ratio: float
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a runner does for a batch, to be run as often as it is timed.
+
+    Attributes:
+        encode: the image encoder, from prepared photos to region tokens.
+        search: the decode loop, from region tokens to the token ids of each caption.
+        own_encoder: False where `transformers` has no such encoder, and ``encode`` is ours.
+    """
+
+    encode: Callable[[], Any]
+    search: Callable[[], list[list[int]]]
+    own_encoder: bool = True
+
+
 class Measurements:
     """A captioner under the stopwatch.
 
@@ -102,7 +118,7 @@ class Measurements:
         self.files = [_photo(seed) for seed in range(_PHOTOS)]
         self.prepared = [captioner.prepare(file) for file in self.files]
         # what runs the parts one by one
-        self.parts = None if captioner.checkpoint is None else CheckpointRunner(captioner.checkpoint)
+        self.runner = None if captioner.checkpoint is None else CheckpointRunner(captioner.checkpoint)
         if self._on_gpu():
             torch.cuda.reset_peak_memory_stats(captioner.device)
 
@@ -123,10 +139,18 @@ class Measurements:
             torch.cuda.synchronize(self.captioner.device)
         return time.perf_counter() - begun
 
-    def median(self, run: Callable[[], Any]) -> float:
-        for _ in range(_WARM_UP):
+    def in_turns(self, *runs: Callable[[], Any]) -> dict[Callable[[], Any], float]:
+        """Milliseconds of each, medians; in turns, so that whatever else the machine does slows all."""
+        different = tuple(dict.fromkeys(runs))
+        for run in different * _WARM_UP:
             self.seconds(run)
-        return statistics.median(self.seconds(run) for _ in range(self.repeats))
+        times = [[self.seconds(run) for run in different] for _ in range(self.repeats)]
+        medians = (1000 * statistics.median(each) for each in zip(*times, strict=True))
+        return dict(zip(different, medians, strict=True))
+
+    def milliseconds(self, run: Callable[[], Any]) -> float:
+        """Likewise of one."""
+        return self.in_turns(run)[run]
 
     def one_photo(self) -> tuple[list[float], Stages | None]:
         """Milliseconds of each photo, and its stages where they can be told apart."""
@@ -138,53 +162,77 @@ class Measurements:
         for _ in range(_WARM_UP):
             self.seconds(caption)
         latency = [1000 * self.seconds(caption) for _ in range(max(self.repeats, _PHOTOS))]
-        parts = self.parts
-        if parts is None:
+        if self.runner is None:
             return latency, None
-        encoded = parts.encode(self.prepared[:1]).region_tokens
+        ours = self.ours(1, self.options)
         return latency, Stages(
-            prepare=1000 * self.median(lambda: captioner.prepare(next(photos))),
-            encode=1000 * self.median(lambda: parts.encode(self.prepared[:1])),
-            search=1000 * self.median(lambda: _search(parts, encoded, self.options)),
+            prepare=self.milliseconds(lambda: captioner.prepare(next(photos))),
+            encode=self.milliseconds(ours.encode),
+            search=self.milliseconds(ours.search),
         )
 
     def images_per_second(self, size: int) -> float:
         batch = self.batch(size)
-        return size / self.median(lambda: self.captioner.caption_prepared(batch, self.options))
+        return 1000 * size / self.milliseconds(lambda: self.captioner.caption_prepared(batch, self.options))
 
     def tokens(self, size: int) -> tuple[float, float] | tuple[None, None]:
         """Tokens of a caption, and tokens per second of the decode loop alone."""
-        parts = self.parts
-        if parts is None:
+        if self.runner is None:
             return None, None
-        encoded = parts.encode(self.batch(size)).region_tokens
-        count = sum(map(len, _search(parts, encoded, self.options)))
-        return count / size, count / self.median(lambda: _search(parts, encoded, self.options))
-
-    def encode(self, size: int) -> float:
-        """Milliseconds of the image encoder for a batch."""
-        parts = self._known_parts()
-        batch = self.batch(size)
-        return 1000 * self.median(lambda: parts.encode(batch))
+        search = self.ours(size, self.options).search
+        count = sum(map(len, search()))
+        return count / size, 1000 * count / self.milliseconds(search)
 
     def step(self, size: int) -> Step:
         """One step of the search for a batch."""
-        parts = self._known_parts()
-        length = self.options.max_length
-        options = replace(self.options, min_length=length)
-        encoded = parts.encode(self.batch(size)).region_tokens
-        rows = options.num_beams if not options.do_sample else 1 + options.alternatives
-        products = bare_products(parts.checkpoint.model.decoder, size * rows)
-        runs: tuple[Callable[[], Any], ...] = (lambda: _search(parts, encoded, options), products)
-        for run in runs * _WARM_UP:
-            self.seconds(run)
-        times = [[self.seconds(run) for run in runs] for _ in range(self.repeats)]
-        search, bare = (1000 * statistics.median(each) for each in zip(*times, strict=True))
-        return Step(step=search / length, products=bare, ratio=search / length / bare)
+        options = replace(self.options, min_length=self.options.max_length)
+        search, products = self.ours(size, options).search, self.products(size)
+        times = self.in_turns(search, products)
+        step = times[search] / self.steps()
+        return Step(step=step, products=times[products], ratio=step / times[products])
 
-    def _known_parts(self) -> CheckpointRunner:
-        assert self.parts is not None, "another library runs this model as a whole"
-        return self.parts
+    def steps(self) -> int:
+        """How many a search takes in which no caption ends early."""
+        return self._known_runner().rules(self.options).steps(self.options)
+
+    def products(self, size: int) -> Callable[[], None]:
+        """The bare matrix products of a step for a batch."""
+        rows = self.options.num_beams if not self.options.do_sample else 1 + self.options.alternatives
+        return bare_products(self._known_runner().checkpoint.model.decoder, size * rows)
+
+    def ours(self, size: int, options: SearchOptions, *, grammar: bool = True) -> Parts:
+        """A batch on our own encoder and decode loop.
+
+        Args:
+            size: photos.
+            options: of the search.
+            grammar: with the rules for parts of speech, if the model has any.
+        """
+        runner, batch = self._known_runner(), self.batch(size)
+        rules = runner.rules(options)
+        rules = rules if grammar else replace(rules, classes=None)
+        encoded = runner.encode(batch).region_tokens
+
+        def search() -> list[list[int]]:
+            found = runner.search(encoded, options, rules)
+            return [list(hypotheses[0].token_ids) for hypotheses in found]
+
+        return Parts(encode=lambda: runner.encode(batch), search=search)
+
+    def theirs(self, twin: Twin, size: int, options: SearchOptions, ours: Parts) -> Parts:
+        """The same batch on its twin, and on our encoder where it has none."""
+        runner = self._known_runner()
+        pixel_values = normalized(self.batch(size), runner.checkpoint.processor, runner.device, runner.dtype)
+        encoded = twin.encode(pixel_values)
+        return Parts(
+            encode=(lambda: twin.encode(pixel_values)) if twin.has_encoder else ours.encode,
+            search=lambda: twin.search(encoded, options),
+            own_encoder=twin.has_encoder,
+        )
+
+    def _known_runner(self) -> CheckpointRunner:
+        assert self.runner is not None, "another library runs this model as a whole"
+        return self.runner
 
     def peak_memory(self) -> float:
         if self._on_gpu():
@@ -198,47 +246,23 @@ class Measurements:
 
     def compare(self, twin: Twin, size: int) -> Comparison:
         """Ours and theirs in turns, from prepared pixels to token ids, encoder and search apart."""
-        parts = self._known_parts()
-        batch = self.batch(size)
-        pixel_values = normalized(batch, parts.checkpoint.processor, parts.device, parts.dtype)
-        with torch.inference_mode():
-            encoded = parts.encode(batch).region_tokens
-            theirs = twin.encode(pixel_values) if twin.has_encoder else encoded
-            runs: list[Callable[[], Any]] = [
-                lambda: parts.encode(batch),
-                lambda: twin.encode(pixel_values) if twin.has_encoder else None,
-                lambda: _search(parts, encoded, self.options, grammar=False),  # of which theirs knows nothing
-                lambda: twin.search(theirs, self.options),
-            ]
-            ours, others = (runs[-2](), runs[-1]())
-            for run in runs * _WARM_UP:
-                self.seconds(run)
-            times = [[self.seconds(run) for run in runs] for _ in range(self.repeats)]
-        encode, their_encode, search, their_search = (
-            1000 * statistics.median(each) for each in zip(*times, strict=True)
-        )
-        mine, other = encode + search, (their_encode if twin.has_encoder else encode) + their_search
+        ours = self.ours(size, self.options, grammar=False)  # of which theirs knows nothing
+        theirs = self.theirs(twin, size, self.options, ours)
+        same = sum(a == b for a, b in zip(ours.search(), theirs.search(), strict=True)) / size
+        times = self.in_turns(ours.encode, theirs.encode, ours.search, theirs.search)
+        mine, other = (times[parts.encode] + times[parts.search] for parts in (ours, theirs))
         return Comparison(
             batch_size=size,
             images_per_second=1000 * size / mine,
             transformers_images_per_second=1000 * size / other,
             ratio=other / mine,
-            encode_ms=encode,
-            transformers_encode_ms=their_encode if twin.has_encoder else None,
-            search_ms=search,
-            transformers_search_ms=their_search,
-            search_ratio=their_search / search,
-            same=sum(a == b for a, b in zip(ours, others, strict=True)) / size,
+            encode_ms=times[ours.encode],
+            transformers_encode_ms=times[theirs.encode] if theirs.own_encoder else None,
+            search_ms=times[ours.search],
+            transformers_search_ms=times[theirs.search],
+            search_ratio=times[theirs.search] / times[ours.search],
+            same=same,
         )
-
-
-def _search(
-    parts: CheckpointRunner, region_tokens: torch.Tensor, options: SearchOptions, *, grammar: bool = True
-) -> list[list[int]]:
-    """The token ids of the best captions."""
-    rules = parts.rules(options)
-    found = parts.search(region_tokens, options, rules if grammar else replace(rules, classes=None))
-    return [list(hypotheses[0].token_ids) for hypotheses in found]
 
 
 def bare_products(decoder: TextDecoder, rows: int) -> Callable[[], None]:
@@ -258,6 +282,7 @@ def bare_products(decoder: TextDecoder, rows: int) -> Callable[[], None]:
     return run
 
 
+@cache
 def _photo(seed: int) -> bytes:
     """A JPEG of 640 × 480 pixels, smooth with some grain, as photographs are."""
     draw = np.random.default_rng(seed)

@@ -18,7 +18,10 @@ from captioner.model import ModelConfig
 from captioner.quiet import quiet_transformers
 from captioner.tokenizer import TokenizerConfig
 
-__all__ = ["Twin", "build_twin"]
+__all__ = ["Twin", "build_twin", "check_twin"]
+
+_UNKNOWN = ("do_sample", "repetition_penalty", "prompt", "bad_words")
+"""Options that a twin's search does not take: the library has none such, or means something else by it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,21 @@ class Twin:
     search: Callable[[Tensor, SearchOptions], list[list[int]]]
 
 
+def check_twin(checkpoint: Checkpoint, options: SearchOptions) -> None:
+    """Say before the work what would make a comparison impossible.
+
+    Raises:
+        OptionsError: `transformers` has no decoder of this shape, or cannot search by these options.
+    """
+    _kind(checkpoint.model.config)
+    unknown = [name for name in _UNKNOWN if getattr(options, name) != getattr(SearchOptions, name)]
+    if unknown:
+        raise OptionsError(
+            f"captions with {' and '.join(unknown)} cannot be compared to those of `transformers`: "
+            "leave out the comparison"
+        )
+
+
 def build_twin(checkpoint: Checkpoint) -> Twin:
     """Build the twin on the checkpoint's own device and in its number type.
 
@@ -49,21 +67,15 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
         OptionsError: `transformers` has no decoder of this shape.
     """
     model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
-    bare_vit = is_bare_vit(config)
+    kind = _kind(config)
+    is_blip, is_florence = kind == "blip", kind == "florence2"
+    whole = is_bare_vit(config) or is_florence
     like = model.decoder.word_embedding.weight
-    is_florence = config.question is not None
-    is_blip, whole = config.decoder.norm == "post" and not is_florence, bare_vit or is_florence
     with quiet_transformers():
-        if is_florence:
-            network = _florence2(config, special, their_tensors(model))
-        elif config.decoder.norm == "pre":
-            network = _vision_encoder_decoder(config, special, their_tensors(model), bare_vit=bare_vit)
-        elif bare_vit and _is_bert(config.decoder):
-            network = _blip(config, special, their_tensors(model))
-        else:
-            raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
+        network = _NETWORKS[kind](config, special, their_tensors(model))
     network = network.eval().requires_grad_(False).to(like.device, like.dtype)
 
+    @torch.inference_mode()
     def encode(pixel_values: Tensor) -> Tensor:
         if not whole:
             return model.encode(pixel_values).region_tokens
@@ -73,6 +85,7 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
         tokens: Tensor = vision(pixel_values)[0]
         return tokens
 
+    @torch.inference_mode()
     def search(region_tokens: Tensor, options: SearchOptions) -> list[list[int]]:
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -87,22 +100,35 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
             }
         else:
             inputs = {"encoder_outputs": BaseModelOutput(region_tokens)}
-        rows = (network.text_decoder if is_blip else network).generate(
-            **inputs,
-            num_beams=options.num_beams,
-            max_new_tokens=options.max_length,
-            min_new_tokens=max(0, options.min_length - 1),  # theirs does not count the end token
-            length_penalty=options.length_penalty,
-            early_stopping=options.early_stopping or "never",  # else they stop on a guess
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            bad_words_ids=[list(ids) for ids in special.bad_words_ids] or None,
-            do_sample=False,
-            **({"forced_eos_token_id": special.forced_end} if is_florence else {}),
-        )
+        if is_florence:
+            inputs["forced_eos_token_id"] = special.forced_end
+        with quiet_transformers():  # which warns of a missing mask where the padding is the end token
+            rows = (network.text_decoder if is_blip else network).generate(
+                **inputs,
+                num_beams=options.num_beams,
+                max_new_tokens=options.max_length,
+                min_new_tokens=max(0, options.min_length - 1),  # theirs does not count the end token
+                length_penalty=options.length_penalty,
+                early_stopping=options.early_stopping or "never",  # else they stop on a guess
+                no_repeat_ngram_size=options.no_repeat_ngram_size,
+                bad_words_ids=[list(ids) for ids in special.bad_words_ids] or None,
+                do_sample=False,
+            )
         return [_until(row[len(special.start_ids) :], special.eos_id) for row in rows.tolist()]
 
     scope = "the whole model" if whole else "the decoder, after our encoder"
     return Twin(scope, whole, encode, search)
+
+
+def _kind(config: ModelConfig) -> str:
+    """Which network of `transformers` is the model's twin, as a key of ``_NETWORKS``."""
+    if config.question is not None:
+        return "florence2"
+    if config.decoder.norm == "pre":
+        return "vision-encoder-decoder"
+    if is_bare_vit(config) and _is_bert(config.decoder):
+        return "blip"
+    raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
 
 
 def _is_bert(decoder: DecoderConfig) -> bool:
@@ -185,12 +211,10 @@ def _activation(decoder: DecoderConfig) -> str:
     return "gelu_new" if decoder.activation == "gelu_tanh" else decoder.activation
 
 
-def _vision_encoder_decoder(
-    config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tensor], *, bare_vit: bool
-) -> Any:
+def _vision_encoder_decoder(config: ModelConfig, special: TokenizerConfig, tensors: dict[str, Tensor]) -> Any:
     from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
-    decoder = config.decoder
+    decoder, bare_vit = config.decoder, is_bare_vit(config)
     nothing = {"hidden_size": decoder.region_width, "num_hidden_layers": 0, "num_attention_heads": 1}
     settings = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         ViTConfig(**(_vit_settings(config) if bare_vit else nothing)),
@@ -223,3 +247,10 @@ def _vision_encoder_decoder(
     if bias is not None:  # nor has its output layer a bias
         network.decoder.lm_head.bias = nn.Parameter(bias)
     return network
+
+
+_NETWORKS = {
+    "blip": _blip,
+    "florence2": _florence2,
+    "vision-encoder-decoder": _vision_encoder_decoder,
+}
