@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import huggingface
 import pytest
@@ -249,10 +250,10 @@ def test_what_has_no_twin_is_refused_before_the_work(tmp_path: Path, capsys: pyt
 class Small(CheckpointRunner):
     """Has memory for one photo."""
 
-    def caption(self, images: Sequence[PreparedImage], options: SearchOptions) -> list[list[WrittenCaption]]:
+    def caption(self, images: Sequence[PreparedImage], *args: Any, **how: Any) -> list[list[WrittenCaption]]:
         if len(images) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().caption(images, options)
+        return super().caption(images, *args, **how)
 
 
 def test_what_is_known_when_memory_runs_out_is_printed(capsys: pytest.CaptureFixture[str]):
