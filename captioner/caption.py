@@ -67,6 +67,11 @@ class Alternative:
             "logprob": _rounded(self.logprob),
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Alternative:
+        """The inverse of :meth:`to_dict`; what else is in ``data`` is left out."""
+        return cls(caption=data["caption"], confidence=data["confidence"], logprob=data["logprob"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
@@ -145,7 +150,7 @@ class Caption:
             )
             for word in data.get("words", ())
         )
-        alternatives = tuple(Alternative(**item) for item in data.get("alternatives", ()))
+        alternatives = tuple(map(Alternative.from_dict, data.get("alternatives", ())))
         plain = {key: data[key] for key in ("file", "model", "width", "height")}
         scores = {key: data[key] for key in ("caption", "confidence", "logprob")}
         return cls(
@@ -155,7 +160,7 @@ class Caption:
             alternatives=alternatives,
             calibrated=data.get("calibrated", False),
             uncertain=data.get("uncertain", False),
-            unhedged=Alternative(**data["unhedged"]) if "unhedged" in data else None,
+            unhedged=Alternative.from_dict(data["unhedged"]) if "unhedged" in data else None,
             warning=data.get("warning"),
         )
 

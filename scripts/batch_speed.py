@@ -25,7 +25,8 @@ from PIL import Image
 
 import captioner
 from captioner.batch.engine import BatchCaptioner
-from captioner.batch.items import Item, find_items
+from captioner.batch.finding import find_items
+from captioner.batch.items import Item
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
 from captioner.batch.prefetch import prefetch

@@ -26,7 +26,8 @@ from typer.main import get_command
 
 from captioner import GenerationOptions, OptionsError, SearchOptions
 from captioner.batch.counts import Counts
-from captioner.batch.items import NEEDED, Item
+from captioner.batch.finding import NEEDED
+from captioner.batch.items import Item
 from captioner.batch.progress import ProgressReport
 from captioner.cli import app, main
 from captioner.image import ImageSource, Photo
@@ -411,8 +412,22 @@ def test_an_output_is_required(library: Path):
     assert run(library) == 2
 
 
-def test_quiet_says_nothing(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(library, "-o", tmp_path / "o.jsonl", "--quiet") == 1
+@pytest.mark.parametrize("more", [[], ["--quiet"]])
+def test_what_is_wrong_is_named_where_there_is_no_terminal(
+    library: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+):
+    for _ in range(2):
+        assert run(library, "-o", tmp_path / "o.jsonl", *more) == 1
+        out, err = capsys.readouterr()
+        said = [line for line in err.splitlines() if not line.startswith("{")]
+        assert out == ""
+        assert f"captioner: 1 × type, such as {library / '9.png'}: is not an image" in "\n".join(said)
+        assert len(said) == (len(err.splitlines()) if more else len(err.splitlines()) - 1)
+
+
+def test_quiet_says_nothing_where_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    draw_noise(60, 50).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "-o", tmp_path / "o.jsonl", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
 
 

@@ -18,7 +18,8 @@ from tiny import tiny_captioner
 
 from captioner import CaptionerError, GenerationOptions, OptionsError, SearchOptions
 from captioner.batch.engine import MAX_FAILURES, BatchCaptioner
-from captioner.batch.items import Item, find_items
+from captioner.batch.finding import find_items
+from captioner.batch.items import Item
 from captioner.batch.local import BatchSize, LocalEngine
 from captioner.batch.prefetch import prefetch
 from captioner.caption import Caption

@@ -14,7 +14,8 @@ import pytest
 from images import draw_scene, encode
 
 from captioner import ImageError
-from captioner.batch.items import Item, find_items, identity, read_list
+from captioner.batch.finding import find_items, read_list
+from captioner.batch.items import Item, identity
 from captioner.image import decode_image
 
 JPEG = encode(draw_scene(), "JPEG")
@@ -95,6 +96,12 @@ def test_lists_have_a_path_a_line(library: Path, tmp_path: Path, end: str):
     expected = ["sub/c.jpg", "b.jpg", "with space .jpg", "nowhere.jpg"]
     assert keys(tmp_path / "list.txt") == [f"{library}/{name}" for name in expected]
     assert read_list(text.encode()) == [f"{library}/{name}" for name in names]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_as_powershell_writes_it(encoding: str):
+    text = "\ufeffC:\\ä.jpg\r\n\r\n日本.jpg\r\n"
+    assert read_list(text.encode(encoding)) == ["C:\\ä.jpg", "日本.jpg"]
 
 
 @pytest.mark.parametrize("name", ["b.txt", "b.json", "b.xmp", "b.jpg.txt", "b.jpg.xmp"])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from batch_kill import Job, differences, prepare, read_records
 
-from captioner.batch.items import find_items
+from captioner.batch.finding import find_items
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

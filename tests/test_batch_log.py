@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import subprocess
@@ -19,7 +20,14 @@ from captioner.batch.log import RecordLog
 from captioner.batch.records import encode_record
 from captioner.batch.replacing import replacing
 
-CAPTIONED = {"model": "m", "caption": "ein Hund läuft", "confidence": 0.5}
+CAPTIONED = {
+    "model": "m",
+    "width": 4,
+    "height": 3,
+    "caption": "ein Hund läuft",
+    "confidence": 0.5,
+    "logprob": -1.5,
+}
 
 
 def good(file: str, **more: Any) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def test_text_is_readable_and_any_file_name_survives(path: Path):
 def test_a_file_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ):
-    records = [good("ä.jpg"), bad("b.jpg"), good("c.jpg", words=[{"text": "ü" * 70}]), good("d.jpg")]
+    records = [good("ä.jpg"), bad("b.jpg"), good("c.jpg", warning="ü" * 70), good("d.jpg")]
     whole = b"".join(map(encode_record, records))
     path = tmp_path_factory.mktemp("cut") / "captions.jsonl"
     path.write_bytes(whole[:cut])
@@ -99,7 +107,7 @@ def test_a_file_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(
 
 
 def test_a_long_line_that_was_cut_off_is_found(path: Path):
-    path.write_bytes(encode_record(good("a.jpg")) + encode_record(good("b.jpg", words=["w" * 300_000]))[:-9])
+    path.write_bytes(encode_record(good("a.jpg")) + encode_record(good("b.jpg", warning="w" * 300_000))[:-9])
     with RecordLog(path) as log:
         assert len(log) == 1
     assert lines(path) == [good("a.jpg")]
@@ -112,9 +120,10 @@ def test_a_long_line_that_was_cut_off_is_found(path: Path):
         b"file,caption\n",
         b'{"no": "file"}\n',
         b'{"file": "a.jpg", "text": "theirs"}\n',
+        b'{"file": "a.jpg", "caption": "theirs"}\n',
         b"{\n}\n",
         b"[1]\n",
-        b"\n",
+        b"\n\xff",
     ],
 )
 @pytest.mark.parametrize("existing", ["skip", "append"])
@@ -126,6 +135,62 @@ def test_a_file_of_something_else_is_refused_and_not_touched(path: Path, content
     ):
         log.finish()
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"made_with": None},
+        {"made_with": "x"},
+        {"photo": {"folder": 3}},
+        {"photo": {"bytes": "x", "modified": 1.5}},
+        {"sha256": ["x"]},
+        {"error": None},
+        {"warning": 3},
+        {"width": -1},
+        {"width": True},
+        {"height": 10**12},
+        {"confidence": "0.5"},
+        {"uncertain": "no"},
+        {"alternatives": [{"caption": "x"}]},
+        {"words": [{"text": "x", "confidence": 0.5, "logprob": -1, "box": [1]}]},
+        {"words": [{"text": "x", "confidence": 0.5, "logprob": -1, "attention": "x"}]},
+    ],
+)
+def test_a_record_whose_parts_are_of_other_types_is_named_by_its_line(path: Path, part: dict[str, Any]):
+    content = b"\n" + encode_record(good("a.jpg")) + encode_record(good("b.jpg", **part))
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="line 3, is not a record of a batch"):
+        RecordLog(path)
+    assert path.read_bytes() == content
+
+
+def test_what_editors_add_is_no_obstacle(path: Path):
+    path.write_bytes(
+        codecs.BOM_UTF8
+        + b"".join(encode_record(good(f"{name}.jpg")) for name in "ab").replace(b"\n", b"\r\n\r\n")
+    )
+    with RecordLog(path) as log:
+        assert [record["file"] for record in log] == ["a.jpg", "b.jpg"]
+        log.append(good("a.jpg", caption="new"))
+        log.finish()
+        assert [log[f"{name}.jpg"]["caption"] for name in "ab"] == ["new", "ein Hund läuft"]
+    assert [record["file"] for record in lines(path)] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no open file")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_output_that_is_removed_or_replaced_meanwhile_ends_the_run(path: Path, replaced: bool):
+    with RecordLog(path) as log:
+        log.append(good("a.jpg"))
+        path.rename(path.with_name("moved"))
+        if replaced:
+            path.write_bytes(b"theirs")
+        for write in (lambda: log.append(good("b.jpg")), log.finish):
+            with pytest.raises(DataError, match="was removed or replaced"):
+                write()
+    assert lines(path.with_name("moved")) == [good("a.jpg")]
+    assert not replaced or path.read_bytes() == b"theirs"
 
 
 def test_overwriting_a_photograph_is_refused(path: Path):

@@ -23,7 +23,8 @@ from captioner import DataError, GenerationOptions
 from captioner.batch.counts import Counts
 from captioner.batch.engine import BatchCaptioner
 from captioner.batch.export import write_table
-from captioner.batch.items import Dedupe, Item, find_items
+from captioner.batch.finding import find_items
+from captioner.batch.items import Dedupe, Item
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
 from captioner.batch.records import Record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import json
 import os
 import tarfile
@@ -163,12 +165,9 @@ def test_a_table_names_the_records_beside_it(
     [
         (b"", "has no records"),
         (b'{"file": "a.jpg", "capt', "has no records"),
-        (b'{"a": 1}\n', "line 1, is not a record of a batch"),
-        (b'{"file": "a.jpg", "caption": "a dog"}\n', "is another program's record"),
-        (json.dumps(record("a.jpg", words=["a", "dog"])).encode() + b"\n", "is another program's record"),
-        (json.dumps(record("a.jpg", alternatives=None)).encode() + b"\n", "is another program's record"),
-        (json.dumps(record("a.jpg", unhedged="a")).encode() + b"\n", "is another program's record"),
-        (b'{"file": "a.jpg", "error": "x", "photo": "y"}\n', "line 1, is not a record"),
+        (b'{"a": 1}\n', "has no records: give what"),
+        (b'{"file": "a.jpg", "caption": "a dog"}\n', "has no records: give what"),
+        (gzip.compress(b'{"file": "a.jpg", "error": "x"}\n'), "is compressed: unpack it first"),
         (b"\xff\xd8\xff", "holds no records"),
     ],
 )
@@ -181,6 +180,37 @@ def test_what_is_no_file_of_records_is_one_sentence(
     assert len(said) == 1
     assert problem in said[0]
     assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize("to", ["html", "csv", "parquet", "jsonl", "txt"])
+def test_lines_that_are_no_records_are_named_and_the_others_exported(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    extra = {"caption": "a cat", "confidence": 0.1, "logprob": -9.0, "rank": 2}
+    foreign = [
+        {"a": 1},
+        {"file": "a.jpg", "caption": "a dog"},
+        record("a.jpg", words=["a", "dog"]),
+        record("a.jpg", alternatives=None),
+        record("a.jpg", alternatives=["a cat"]),
+        record("a.jpg", unhedged="a"),
+        {"file": "a.jpg", "error": "x", "photo": "y"},
+        {"file": "a.jpg", "error": ["x"]},
+        {"file": "a.jpg", "error": "x", "error_kind": ["y"]},
+    ]
+    photo = str(tmp_path / "a.png")
+    draw_noise(60, 50).save(photo)
+    ours = record(photo, alternatives=[extra], unhedged=extra, another="version's")
+    told = [*foreign[:4], ours, {}, *foreign[4:]]
+    (tmp_path / "o.jsonl").write_bytes(
+        codecs.BOM_UTF8 + b"".join(json.dumps(each).encode() + b"\r\n" for each in told) + b"\r\n"
+    )
+    output = [] if to == "txt" else ["-o", tmp_path / f"t.{to}"]
+    assert run(tmp_path / "o.jsonl", "--to", to, *output) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "left out what is no record of a batch, in lines 1-4, 6-11;" in said[0]
+    assert said[1] == f"captioner: {'sidecars' if to == 'txt' else 'records'} written: 1"
+    assert (tmp_path / ("a.txt" if to == "txt" else f"t.{to}")).stat().st_size
 
 
 def test_a_line_that_a_run_has_not_finished_is_left_out(finished: Path):

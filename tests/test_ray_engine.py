@@ -15,7 +15,8 @@ from tiny import tiny_captioner
 
 from captioner.batch.counts import Counts
 from captioner.batch.engine import MAX_FAILURES, BatchCaptioner
-from captioner.batch.items import Item, find_items
+from captioner.batch.finding import find_items
+from captioner.batch.items import Item
 from captioner.batch.local import LocalEngine
 from captioner.batch.log import RecordLog
 from captioner.batch.ray_engine import RayEngine, _slots

@@ -13,7 +13,8 @@ from images import draw_scene, encode
 from tiny import tiny_captioner
 
 from captioner.batch.engine import BatchCaptioner
-from captioner.batch.items import Item, find_items
+from captioner.batch.finding import find_items
+from captioner.batch.items import Item
 from captioner.batch.remote import is_remote, list_files, read_file
 from captioner.cli import main
 from captioner.errors import ImageError, OptionsError

@@ -113,6 +113,15 @@ def test_limit_and_json(records: Path, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == ""
 
 
+def test_lines_that_are_no_records_are_named(records: Path, capsys: pytest.CaptureFixture[str]):
+    with open(records, "a", encoding="utf-8") as file:
+        file.write('\n{"file": "dog.png", "caption": "a dog of another program"}\n')
+    assert search(records, "cat") == 1
+    out, err = capsys.readouterr()
+    assert names(out) == ["5"]
+    assert "what is no record of a batch, in line 9;" in err
+
+
 def test_a_gallery_of_what_is_found(records: Path, tmp_path: Path):
     assert search(records, "zebra", "--report", str(tmp_path / "g.html")) == 1
     assert not (tmp_path / "g.html").exists()

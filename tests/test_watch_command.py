@@ -176,8 +176,11 @@ def test_a_folder_into_which_nothing_came_leaves_nothing_behind(folder: Folder, 
         assert [path.name for path in tmp_path.iterdir()] == ["incoming"]
 
 
-@pytest.mark.parametrize("gone", ["incoming", "o.jsonl"])
-def test_what_is_gone_ends_it_with_a_sentence(folder: Folder, tmp_path: Path, gone: str):
+@pytest.mark.parametrize(
+    ("gone", "problem"),
+    [("incoming", "incoming is not there any more"), ("o.jsonl", "o.jsonl was removed or replaced")],
+)
+def test_what_is_gone_ends_it_with_a_sentence(folder: Folder, tmp_path: Path, gone: str, problem: str):
     folder.add("0.png")
 
     def changes() -> Iterator[object]:
@@ -189,7 +192,7 @@ def test_what_is_gone_ends_it_with_a_sentence(folder: Folder, tmp_path: Path, go
         folder.now += 1
         yield ()
 
-    with pytest.raises(DataError, match=f"{gone} is not there any more"):
+    with pytest.raises(DataError, match=problem):
         folder.watch(changes())
 
 

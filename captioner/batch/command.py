@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from captioner.batch.items import NEEDED, Item, say_what_is_needed
+from captioner.batch.finding import NEEDED, say_what_is_needed
+from captioner.batch.items import Item
 from captioner.batch.job import Job
 from captioner.batch.settings import BatchOptions, takes_batch_options
 from captioner.batch.signals import Signals

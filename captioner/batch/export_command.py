@@ -10,11 +10,11 @@ import typer
 
 from captioner.batch.counts import Counts
 from captioner.batch.export import Format, check_format, write_table
-from captioner.batch.log import Existing, version_of
+from captioner.batch.log import Existing
 from captioner.batch.outputs import write_gallery
 from captioner.batch.progress import say_what_is_left, say_what_is_wrong
 from captioner.batch.reading import RecordFile, item_of
-from captioner.batch.records import Record, error_record, without_sidecar
+from captioner.batch.records import Record, error_record, version_of, without_sidecar
 from captioner.batch.settings import Naming, Prefix, RecordsFile, Suffix, Template, result_option
 from captioner.batch.sidecars import CAPTION_FIELD, Left, SidecarKind, Sidecars, text_form
 from captioner.commandline import complain
@@ -57,9 +57,11 @@ def export(
     if output is not None:
         _check_output(output, to, existing)
     with RecordFile(records) as source:
+        for sentence in source.say_what_is_foreign():
+            complain(sentence)
         if output is not None:
             _write_file(source, to, output)
-            return
+            raise typer.Exit(int(bool(source.foreign)))
         ours = {os.path.abspath(path) for path in (records, source.path)}
         sidecars = Sidecars(
             cast("SidecarKind", to), existing=existing, naming=sidecar_name, form=form, ours=ours
@@ -68,14 +70,14 @@ def export(
     complain(f"sidecars written: {sidecars.written}")
     for sentence in (*say_what_is_left(counts), *say_what_is_wrong(counts)):
         complain(sentence)
-    raise typer.Exit(int(bool(counts.errors)))
+    raise typer.Exit(int(bool(counts.errors or source.foreign)))
 
 
 def write_sidecars(records: RecordFile, sidecars: Sidecars) -> Counts:
     """Write each caption beside its photograph; what has none, and why, is in the counts.
 
     Raises:
-        DataError: there is no room, or a record is another program's.
+        DataError: there is no room.
     """
     counts = Counts()
     for record in records:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.batch.counts import Counts
 from captioner.batch.export import Format
-from captioner.batch.items import Item, find_items
+from captioner.batch.finding import find_items
+from captioner.batch.items import Item
 from captioner.batch.log import RecordLog
 from captioner.batch.origin import made_with
 from captioner.batch.outputs import Outputs

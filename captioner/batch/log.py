@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -15,12 +16,12 @@ from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
-from captioner.batch.items import Item, identity, split_member
-from captioner.batch.records import Record, decode_record, encode_record
+from captioner.batch.items import Item, identity
+from captioner.batch.records import Record, decode_record, encode_record, place_of, version_of
 from captioner.batch.replacing import replacing
 from captioner.errors import DataError
 
-__all__ = ["Entry", "Existing", "RecordLog", "place_of", "version_of"]
+__all__ = ["Entry", "Existing", "RecordLog"]
 
 Existing = Literal["skip", "overwrite", "append"]
 
@@ -139,7 +140,7 @@ class RecordLog:
     def __iter__(self) -> Iterator[Record]:
         """All records in the order of the file, read anew."""
         with open(self._target, "rb") as file:
-            yield from map(json.loads, file)
+            yield from (json.loads(line) for line in file if line.strip())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -153,8 +154,10 @@ class RecordLog:
         """Add a record; it is in the file when this returns.
 
         Raises:
-            DataError: it could not be written whole, as on a full disk, and not a byte of it was.
+            DataError: it could not be written whole, as on a full disk, and not a byte of it was; or the file
+                is not there any more.
         """
+        self.check()
         line = encode_record(record)
         try:
             written = 0
@@ -172,12 +175,23 @@ class RecordLog:
         self._note(record, self._size)
         self._size += len(line)
 
+    def check(self) -> None:
+        """Raises DataError if the file has been removed or replaced: what is added now would be lost."""
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self._target), os.fstat(self._writer.fileno())):
+                return
+        raise DataError(
+            f"{self._target} was removed or replaced while this run was writing to it: leave it alone, and "
+            "the same command goes on from what is there"
+        )
+
     def finish(self) -> None:
         """All is done: leave one record for each photograph, in the file's own place.
 
         Raises:
-            DataError: there is no room for that; what there was stands.
+            DataError: there is no room for that, and what there was stands; or the file is gone.
         """
+        self.check()
         try:
             if self._superseded:
                 self._compact()
@@ -234,12 +248,14 @@ class RecordLog:
     def _read(self) -> int:
         """Note what records there are, and cut off what is no whole line; the size that is left."""
         size, offset = _whole_lines(self._reader, self._target), self._start
-        self._reader.seek(offset)
+        self._reader.seek(0)
+        number = self._reader.read(offset).count(b"\n")
         while offset < size:
-            line = self._reader.readline()
-            record = decode_record(line, f"{self._target} at byte {offset}", ADVICE)
-            entry = self._note(record, offset)
-            entry.outdated = self.retry_errors and entry.failed and "caption" not in record
+            line, number = self._reader.readline(), number + 1
+            if line.strip():
+                record = decode_record(line, f"{self._target}, line {number},", ADVICE)
+                entry = self._note(record, offset)
+                entry.outdated = self.retry_errors and entry.failed and "caption" not in record
             offset += len(line)
         self._writer.truncate(size)
         if self.retry_errors:
@@ -284,12 +300,13 @@ def _sync(file: BinaryIO) -> None:
 def _whole_lines(file: BinaryIO, path: Path) -> int:
     """The bytes of a file's whole lines; what follows them was cut off when a run was killed."""
     file.seek(0)
-    first = file.read(1)
-    if first == b"{":
-        first += file.readline()
-    is_cut_off = first.startswith(b"{") and not first.endswith(b"\n")
-    if first and not is_cut_off:
-        decode_record(first, str(path), ADVICE)
+    head = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"{"):
+        file.seek(0)
+        first = next(filter(bytes.strip, file))
+        head = first if first.endswith(b"\n") else b""  # which was cut off
+    if head:
+        decode_record(head, str(path), ADVICE)
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65536)
@@ -299,23 +316,6 @@ def _whole_lines(file: BinaryIO, path: Path) -> int:
             return start + found + 1
         end = start
     return 0
-
-
-def place_of(record: Record) -> str:
-    """The identity of a record's photograph, also where its path is relative to another folder than ours."""
-    here, folder = identity(record["file"]), record.get("photo", {}).get("folder")
-    if folder is None or folder == os.path.dirname(here):
-        return here
-    there = os.path.join(folder, os.path.basename(record["file"]))
-    file, _ = split_member(there)
-    return there if os.path.lexists(file) else here  # or else the library has moved
-
-
-def version_of(record: Record) -> tuple[int, float] | None:
-    """Bytes and time of modification of a record's photograph as it was captioned; None where it has none."""
-    photo = record.get("photo", {})
-    version = photo.get("bytes"), photo.get("modified")
-    return None if None in version else version
 
 
 def _origin(record: Record) -> str | None:

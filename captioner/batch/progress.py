@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from captioner.batch.counts import Counts
-from captioner.batch.items import NEEDED, Item, say_what_is_needed
+from captioner.batch.finding import NEEDED, say_what_is_needed
+from captioner.batch.items import Item
 from captioner.batch.sidecars import FOREIGN, UNCERTAIN
 from captioner.commandline import complain
 from captioner.errors import CaptionerError
@@ -95,31 +96,29 @@ class ProgressReport:
         speed = counts.images_per_second
         for sentence in () if self.quiet else say_what_is_left(counts):
             complain(sentence)
-        if not self.console.is_terminal:
-            if not self.quiet:
-                self._print(
-                    {
-                        "finished": not counts.stopped,
-                        "captioned": counts.captioned,
-                        "failed": counts.failed,
-                        "already": counts.already,
-                        "errors": dict(counts.errors),
-                        "warnings": dict(counts.warnings),
-                        "changed": counts.changed,
-                        "made_otherwise": dict(counts.other_origins),
-                        "sidecars": {"written": counts.sidecars, "left": dict(counts.sidecars_left)},
-                        "left_out": dict(counts.left_out),
-                        "seconds": round(counts.seconds, 1),
-                        "images_per_second": round(speed, 2),
-                    }
-                )
-            return
-        if not self.quiet:
+        if self.console.is_terminal and not self.quiet:
             took = f"in {_clock(counts.seconds)}, {speed:.1f} images/s"
             before = f"; {counts.already} were done before" if counts.already else ""
             complain(f"{counts.captioned} captioned, {counts.failed} failed {took}{before}")
         for sentence in say_what_is_wrong(counts):
             complain(sentence)
+        if not self.console.is_terminal and not self.quiet:
+            self._print(
+                {
+                    "finished": not counts.stopped,
+                    "captioned": counts.captioned,
+                    "failed": counts.failed,
+                    "already": counts.already,
+                    "errors": dict(counts.errors),
+                    "warnings": dict(counts.warnings),
+                    "changed": counts.changed,
+                    "made_otherwise": dict(counts.other_origins),
+                    "sidecars": {"written": counts.sidecars, "left": dict(counts.sidecars_left)},
+                    "left_out": dict(counts.left_out),
+                    "seconds": round(counts.seconds, 1),
+                    "images_per_second": round(speed, 2),
+                }
+            )
 
     def _seconds_left(self, counts: Counts) -> float | None:
         if self.total is None or not counts.captioned + counts.failed:

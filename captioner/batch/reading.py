@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from captioner.batch.items import Item, find_items, split_member
-from captioner.batch.log import place_of
-from captioner.batch.records import OURS, Record, decode_record
+from captioner.batch.finding import find_items
+from captioner.batch.items import Item, split_member
+from captioner.batch.records import Record, decode_record, place_of
 from captioner.errors import DataError
 
 __all__ = ["RecordFile", "item_of"]
 
 ADVICE = "give what `captioner batch` wrote, or mend the file"
-SCORES, WORD = {"caption", "confidence", "logprob"}, {"text", "confidence", "logprob"}
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""The first bytes of what gzip, bzip2, xz and zstd wrote."""
 
 
 class RecordFile:
@@ -29,19 +31,24 @@ class RecordFile:
     Args:
         path: of the file, or of a table that was made of it.
 
+    Attributes:
+        foreign: the numbers of lines that hold something else than records, such as another program's. They
+            are left out.
+
     Raises:
-        DataError: it cannot be read, or holds something else than records, or none.
+        DataError: it cannot be read, or holds no records.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.foreign: list[int] = []
         try:
             self.path = _file_of(Path(path))
             self._file = open(self.path, "rb")  # noqa: SIM115
+            self._offsets = self._latest()
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        self._offsets = self._latest()
         if not self._offsets:
-            raise DataError(f"{self.path} has no records")
+            raise DataError(f"{self.path} has no records{': ' + ADVICE if self.foreign else ''}")
 
     def __enter__(self) -> RecordFile:
         return self
@@ -60,16 +67,15 @@ class RecordFile:
         return iter(self._offsets.values())
 
     def at(self, offset: int) -> Record:
-        """The record that begins there.
-
-        Raises:
-            DataError: it lacks what Captioner's records have.
-        """
+        """The record that begins there."""
         self._file.seek(offset)
-        record = decode_record(self._file.readline(), f"{self.path} at byte {offset}", ADVICE)
-        if not _is_whole(record):
-            raise DataError(f"{self.path} at byte {offset} is another program's record: {ADVICE}")
+        record: Record = json.loads(self._file.readline())
         return record
+
+    def say_what_is_foreign(self) -> Iterator[str]:
+        """A sentence about the lines that were left out, which names each of them."""
+        if self.foreign:
+            yield f"{self.path}: left out what is no record of a batch, in {_lines(self.foreign)}; {ADVICE}"
 
     def _latest(self) -> dict[str, int]:
         """By photograph, where its latest record begins."""
@@ -77,10 +83,11 @@ class RecordFile:
         offset = 0
         for number, line in enumerate(self._file, 1):
             try:
-                offsets[place_of(decode_record(line, f"{self.path}, line {number},", ADVICE))] = offset
+                if line.strip():
+                    offsets[place_of(decode_record(line, "", ADVICE))] = offset
             except DataError:
-                if line.endswith(b"\n"):
-                    raise
+                if line.endswith(b"\n"):  # or else a run is still writing it
+                    self.foreign.append(number)
             offset += len(line)
         return offsets
 
@@ -103,8 +110,11 @@ def _members(shard: str) -> Mapping[str, Item]:
 def _file_of(path: Path) -> Path:
     """The file itself, or the records beside it from which a table was made."""
     with open(path, "rb") as file:
-        if file.read(1) in (b"{", b""):
-            return path
+        head = file.read(64)
+    if head.startswith(PACKED):
+        raise DataError(f"{path} is compressed: unpack it first")
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b""):
+        return path
     records = path.with_name(f"{path.name}.jsonl")
     if not records.exists():
         raise DataError(
@@ -114,27 +124,13 @@ def _file_of(path: Path) -> Path:
     return records
 
 
-def _is_whole(record: Record) -> bool:
-    """Whether a record has all that a run gives one, in its types."""
-    if "caption" not in record:
-        return isinstance(record["error"], str)
-    return (
-        record.keys() >= OURS
-        and all(isinstance(record[name], str) for name in ("caption", "model"))
-        and all(isinstance(record[name], int) for name in ("width", "height"))
-        and all(_is_number(record[name]) for name in ("confidence", "logprob"))
-        and _are_parts(record.get("words", []), WORD, "text")
-        and _are_parts(record.get("alternatives", []), SCORES, "caption")
-        and _are_parts([record["unhedged"]] if "unhedged" in record else [], SCORES, "caption")
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, int | float)
-
-
-def _are_parts(value: Any, names: set[str], text: str) -> bool:
-    """Whether a value is a list of objects that have these names, one of which is that of a text."""
-    return isinstance(value, list) and all(
-        isinstance(part, dict) and part.keys() >= names and isinstance(part[text], str) for part in value
-    )
+def _lines(numbers: Sequence[int]) -> str:
+    """``line 4``, or ``lines 4, 7-9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    named = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(named)}"

@@ -12,8 +12,11 @@ seconds since 1970, with its absolute ``folder`` where ``file`` is relative; and
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from captioner.batch.items import identity, split_member
 from captioner.caption import Caption
 from captioner.errors import DataError, ImageDecodeError, ImageError, ImageSizeError, ImageTypeError
 
@@ -25,6 +28,8 @@ __all__ = [
     "encode_record",
     "error_record",
     "image_error_record",
+    "place_of",
+    "version_of",
     "without_sidecar",
 ]
 
@@ -77,7 +82,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(line: bytes, where: str, advice: str) -> Record:
-    """The record of a line.
+    """The record of a line. What another version of this program adds to records is no matter.
 
     Args:
         line: of the file.
@@ -85,18 +90,105 @@ def decode_record(line: bytes, where: str, advice: str) -> Record:
         advice: what to do about it, likewise.
 
     Raises:
-        DataError: the line is no record.
+        DataError: the line is no record, or lacks what this program's records have, in its types.
     """
     try:
-        record: Record = json.loads(line)
-        is_ours = isinstance(record["file"], str) and isinstance(record.get("photo", {}), dict)
-        if is_ours and ("caption" in record or "error" in record):
-            return record
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        pass
-    raise DataError(f"{where} is not a record of a batch: {advice}")
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not _is_record(record):
+        raise DataError(f"{where} is not a record of a batch: {advice}")
+    return record  # type: ignore[no-any-return]
 
 
 def without_sidecar(record: Record) -> Record:
     """A record without what it says of its sidecar."""
     return {name: value for name, value in record.items() if name not in OF_THE_SIDECAR}
+
+
+def place_of(record: Record) -> str:
+    """The identity of a record's photograph, also where its path is relative to another folder than ours."""
+    here, folder = identity(record["file"]), record.get("photo", {}).get("folder")
+    if folder is None or folder == os.path.dirname(here):
+        return here
+    there = os.path.join(folder, os.path.basename(record["file"]))
+    file, _ = split_member(there)
+    return there if os.path.lexists(file) else here  # or else the library has moved
+
+
+def version_of(record: Record) -> tuple[int, float] | None:
+    """Bytes and time of modification of a record's photograph as it was captioned; None where it has none."""
+    photo = record.get("photo", {})
+    version = photo.get("bytes"), photo.get("modified")
+    return None if None in version else version
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not value.keys() >= (OURS if "caption" in value else {"file", "error"}):
+        return False
+    return all(_TYPES[name](each) for name, each in value.items() if name in _TYPES)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_pixels(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_photo(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        type(value.get("bytes", 0)) is int
+        and type(value.get("modified", 0)) in (int, float)
+        and isinstance(value.get("folder", ""), str)
+    )
+
+
+def _is_scored(value: Any, text: str) -> bool:
+    """Whether it is an object with a text and its scores."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get(text), str)
+        and _is_score(value.get("confidence", ""))
+        and _is_score(value.get("logprob", ""))
+    )
+
+
+def _is_word(value: Any) -> bool:
+    return (
+        _is_scored(value, "text")
+        and ("attention" not in value or _is_list(value["attention"], lambda row: isinstance(row, list)))
+        and ("box" not in value or (_is_list(value["box"], _is_pixels) and len(value["box"]) == 4))
+    )
+
+
+def _is_alternative(value: Any) -> bool:
+    return _is_scored(value, "caption")
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(of, value))
+
+
+_TEXTS = ("file", "caption", "model", "error", "error_kind", "warning", "sidecar", "sha256", "duplicate_of")
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(_TEXTS, _is_text),
+    **dict.fromkeys(("width", "height"), _is_pixels),
+    **dict.fromkeys(("confidence", "logprob"), _is_score),
+    **dict.fromkeys(("calibrated", "uncertain"), lambda value: isinstance(value, bool)),
+    "words": lambda value: _is_list(value, _is_word),
+    "alternatives": lambda value: _is_list(value, _is_alternative),
+    "unhedged": _is_alternative,
+    "photo": _is_photo,
+    "made_with": _is_object,
+}
+"""What each part of a record is, where it has it."""

@@ -55,6 +55,8 @@ def search(
 
         check_report_path(report)
     with RecordFile(records) as source:
+        for sentence in source.say_what_is_foreign():
+            complain(sentence)
         found = find_records(source, " ".join(words), alternatives=alternatives)
         shown = found[: limit or None]
         for record in map(source.at, shown):
@@ -68,7 +70,7 @@ def search(
         complain(f"no caption has all of these words: {' '.join(words)}")
     elif len(shown) < len(found):
         complain(f"{len(shown)} of {len(found)} are shown; --limit 0 shows all")
-    raise typer.Exit(int(not found))
+    raise typer.Exit(int(not found or bool(source.foreign)))
 
 
 def find_records(records: RecordFile, words: str, *, alternatives: bool = False) -> list[int]:

@@ -163,8 +163,7 @@ class Watch:
 
     def _check_files(self) -> None:
         """Add nothing to a file that has gone, and replace no table that somebody has changed."""
-        if not self.log.path.exists():
-            raise DataError(f"{self.log.path} is not there any more; the same command begins anew")
+        self.log.check()
         self.job.outputs.check("skip")
 
 
