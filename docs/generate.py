@@ -107,6 +107,10 @@ def objects(document: dict[str, Any]) -> str:
 
 def _route(path: str, method: str, operation: dict[str, Any]) -> str:
     lines = [f"### `{method.upper()} {path}`", operation.get("description") or operation.get("summary", "")]
+    for each in operation.get("parameters", ()):
+        if each["in"] == "query":
+            default = _default(each["schema"].get("default"))
+            lines.append(f"`?{each['name']}=…` ({_type(each['schema'])}, {default}): {each['description']}")
     if "requestBody" in operation:
         lines.append(f"Body: {_contents(operation['requestBody'])}")
     rows = [

@@ -20,7 +20,15 @@ from service.errors import register_handlers
 from service.fetch import Fetcher
 from service.inputs import Service
 from service.metrics import Metrics
-from service.middleware import Authenticate, HeadAsGet, LimitBody, LocalOnly, Observe, SecureHeaders
+from service.middleware import (
+    Authenticate,
+    HeadAsGet,
+    LimitBody,
+    LocalOnly,
+    Observe,
+    RelativeRedirects,
+    SecureHeaders,
+)
 from service.models import Models
 from service.settings import Settings
 
@@ -53,7 +61,8 @@ def create_app(
         captioner: the first model that the settings name, loaded; None loads it when the application starts.
         load: what finds models by their names.
         warm_first: start only once the model is warm, for where others serve meanwhile.
-        local_only: refuse requests by another name than localhost, as `captioner serve` does without keys.
+        local_only: refuse requests by another name than localhost and those of other sites' pages, as
+            `captioner serve` does without keys.
 
     The application starts and ends with its lifespan; at the end, all that was accepted is captioned.
 
@@ -138,7 +147,8 @@ def _middleware(settings: Settings, metrics: Metrics, *, local_only: bool) -> li
         Middleware(HeadAsGet),
         Middleware(Observe, metrics=metrics),
         Middleware(SecureHeaders),
-        *([Middleware(LocalOnly)] if local_only else []),
+        Middleware(RelativeRedirects),
+        *([Middleware(LocalOnly, origins=settings.cors_origins)] if local_only else []),
         *([cors] if settings.cors_origins else []),
         Middleware(Authenticate, settings=settings),
         Middleware(

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
@@ -77,7 +77,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": HTTPStatus(status).phrase,
             "content": {"application/problem+json": schema},
         }
-        for status in statuses
+        for status in sorted(statuses)
     }
 
 
@@ -112,6 +112,9 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
         components.setdefault("schemas", {}).update(definitions["$defs"])
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{}, {"key": []}]
+        document["servers"] = [
+            {"url": ".", "description": "beside this document, so also below a proxy's prefix"}
+        ]
         _remove_validation_errors(document)
         app.openapi_schema = document
     return app.openapi_schema
@@ -140,6 +143,6 @@ async def docs_file(request: Request, name: str) -> Response:
     if name == "start.js":
         return Response(START, media_type="text/javascript")
     if name not in kinds:
-        return Response(status_code=404)
+        raise HTTPException(404)
     data = (files("fastapi_swagger") / "resources" / name).read_bytes()
     return Response(data, media_type=kinds[name], headers={"Cache-Control": "max-age=3600"})

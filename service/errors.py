@@ -5,6 +5,7 @@ status means
 ====== ==============================================================
 400    the request or its options cannot be understood or followed
 401    no API key, or a wrong one
+403    a page of another site asks a server without API keys
 404    no such path or model
 405    the path has other methods
 408    the body took too long to arrive

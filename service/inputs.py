@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
@@ -92,16 +93,17 @@ def body_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_json(request: Request, model: type[M]) -> M:
+async def read_json(request: Request, model: type[M], *, whatever_it_is_called: bool = False) -> M:
     """The request's JSON body.
 
     Raises:
-        Problem: status 415, the body is called something else.
+        Problem: status 415, the body is called something else, and that counts.
         pydantic.ValidationError: it is not valid.
     """
-    if body_type(request) != "application/json":
+    if body_type(request) != "application/json" and not whatever_it_is_called:
         raise _strange_body(request, "application/json")
-    body = await request.body()  # in a thread, for there can be megabytes of base64 in it
+    body = (await request.body()).removeprefix(BOM_UTF8)  # which Windows' programs begin their files with
+    # in a thread, for there can be megabytes of base64 in it
     return await asyncio.to_thread(model.model_validate_json, body, strict=True)
 
 

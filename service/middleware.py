@@ -1,7 +1,7 @@
 """What every request passes on its way in and every answer on its way out, as plain ASGI.
 
-From the outside in: :class:`HeadAsGet`, :class:`Observe`, :class:`SecureHeaders`, :class:`LocalOnly`,
-Starlette's CORS, :class:`Authenticate`, :class:`LimitBody`. Plain ASGI, since Starlette's
+From the outside in: :class:`HeadAsGet`, :class:`Observe`, :class:`SecureHeaders`, :class:`RelativeRedirects`,
+:class:`LocalOnly`, Starlette's CORS, :class:`Authenticate`, :class:`LimitBody`. Plain ASGI, since Starlette's
 ``BaseHTTPMiddleware`` hides a client's going away.
 """
 
@@ -12,8 +12,10 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
 from time import monotonic
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -31,6 +33,7 @@ __all__ = [
     "LimitBody",
     "LocalOnly",
     "Observe",
+    "RelativeRedirects",
     "SecureHeaders",
 ]
 
@@ -150,11 +153,11 @@ class SecureHeaders:
         await self.app(scope, receive, secured)
 
 
-class LocalOnly:
-    """Answers what was asked of this machine by its own name, for a server that needs no key.
+class RelativeRedirects:
+    """Leads from a path with a slash too many, or too few, to the right one by a relative reference.
 
-    A web page can have its name point here after it has been loaded ("DNS rebinding"); to a browser, server
-    and page are then one, but its requests still carry the page's name.
+    Starlette makes an absolute one of what it knows. Behind a proxy that is not enough: it would lead past
+    the proxy's prefix, and from https to http, over which a client would then send its photo.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -162,16 +165,71 @@ class LocalOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        if scope["type"] == "http":
-            host = Headers(scope=scope).get("host", "localhost")  # only HTTP/1.0 has none: no browser
-            if not is_this_machine(re.sub(r":\d*$", "", host)):
-                detail = (
-                    "this server has no API keys, so it answers only as localhost: use http://localhost, "
-                    "or set CAPTIONER_API_KEYS, or CAPTIONER_ALLOW_ANONYMOUS=true to let everybody in"
-                )
-                problem = Problem(421, "host", "Asked by another machine's name", detail)
-                return await problem_response(problem)(scope, receive, send)
+
+        async def relative(message: Message) -> None:
+            if (
+                message["type"] == "http.response.start"
+                and message["status"] == HTTPStatus.TEMPORARY_REDIRECT
+            ):
+                headers, path = MutableHeaders(scope=message), scope["path"]
+                name = quote(path.rstrip("/").rpartition("/")[2])
+                query = scope["query_string"].decode("latin-1")
+                place = f"../{name}" if path.endswith("/") else f"{name}/"
+                headers["Location"] = place + (f"?{query}" if query else "")
+            await send(message)
+
+        await self.app(scope, receive, relative)
+
+
+class LocalOnly:
+    """Answers this machine's own programs and pages, for a server that needs no key.
+
+    A web page can have its name point here after it has been loaded ("DNS rebinding"); to a browser, server
+    and page are then one, but its requests still carry the page's name. And any page can have a browser send
+    a form here. It cannot read the answer, but the work would be done, and perhaps paid for.
+
+    Args:
+        app: what is behind.
+        origins: of other pages that may ask, too; ``*`` for all.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Collection[str] = ()) -> None:
+        self.app = app
+        self.origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] == "http" and (problem := self._problem(scope["method"], Headers(scope=scope))):
+            return await problem_response(problem)(scope, receive, send)
         await self.app(scope, receive, send)
+
+    def _problem(self, method: str, headers: Headers) -> Problem | None:
+        host = headers.get("host", "localhost")  # only HTTP/1.0 has none: no browser
+        if not is_this_machine(re.sub(r":\d*$", "", host)):
+            detail = (
+                "this server has no API keys, so it answers only as localhost: use http://localhost, "
+                "or set CAPTIONER_API_KEYS, or CAPTIONER_ALLOW_ANONYMOUS=true to let everybody in"
+            )
+            return Problem(421, "host", "Asked by another machine's name", detail)
+        # what only browsers send, and no page can change; "none" is what the user did, such as a bookmark
+        if method != "POST" or headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+            return None
+        origin = headers.get("origin", "null")
+        if not {origin, "*"}.isdisjoint(self.origins) or is_this_machine(_host_of(origin)):
+            return None
+        detail = (
+            f"this server has no API keys, so it captions nothing for pages of {origin[:200]}: "
+            "add that to CAPTIONER_CORS_ORIGINS, or set CAPTIONER_API_KEYS"
+        )
+        return Problem(403, "origin", "Asked by another site's page", detail)
+
+
+def _host_of(origin: str) -> str:
+    """The host in an origin; "" where there is none, as for a file's page."""
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 class Authenticate:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from captioner import Caption, StreamEvent
 from service.docs import body_of, problems
@@ -41,6 +42,7 @@ from service.sse import EventStream
 
 __all__ = ["router"]
 
+M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=OllamaRequest)
 Put = Callable[[str], dict[str, Any]]
 """Where a text stands in an answer."""
@@ -130,13 +132,13 @@ async def tags(request: Request) -> Response:
     "/api/show",
     summary="A model: Ollama's form",
     response_model=dict[str, Any],
-    responses=problems(400, *STRANGERS, 404, 415, 503),
+    responses=problems(400, *STRANGERS, 403, 404, 408, 413, 415, 429, 503),
     openapi_extra=body_of({"application/json": OllamaShow}),
 )
 async def show(request: Request) -> Response:
     """What the model is and can do."""
     service = service_of(request)
-    body = await read_json(request, OllamaShow)
+    body = await _read_json(request, OllamaShow)
     model = _find(service, body.model or body.name)
     parameters = model.about and model.about.parameters
     return JSONResponse(
@@ -166,8 +168,13 @@ async def get_version() -> Response:
 async def _read(request: Request, kind: type[R]) -> tuple[R, Model]:
     service = service_of(request)
     service.engine.check_room()
-    body = await read_json(request, kind)
+    body = await _read_json(request, kind)
     return body, _find(service, body.model)
+
+
+async def _read_json(request: Request, kind: type[M]) -> M:
+    """The body, which Ollama takes for JSON whatever it is called: its own examples are `curl -d '{…}'`."""
+    return await read_json(request, kind, whatever_it_is_called=True)
 
 
 def _find(service: Service, name: str) -> Model:

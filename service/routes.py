@@ -52,9 +52,9 @@ STATIC = Path(__file__).parent / "static"
 router = APIRouter()
 
 STRANGERS = (401, 421)
-"""What a route can answer with to clients that have no key, or none that is right."""
+"""What a route can answer with to clients that have no key, or none that is right; a POST also with 403."""
 
-BUSY = (408, 413, 415, 422, 429, 500, 502, 503)
+BUSY = (403, 408, 413, 415, 422, 429, 500, 502, 503)
 """What every route that captions photos can answer with, besides what its own input can be wrong in."""
 
 
@@ -124,6 +124,8 @@ async def list_models(request: Request) -> Response:
 )
 async def get_model(request: Request, model: str) -> Response:
     """One model by its name."""
+    if not model:  # a slash too many, after which most clients would not follow a redirect
+        return await list_models(request)
     service = service_of(request)
     found, names = service.engine.models.find(model), service.engine.models.names
     return JSONResponse(_model(service, model if model in names else found.name, found).model_dump())

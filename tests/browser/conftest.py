@@ -31,9 +31,13 @@ def serve(captioner: ScriptedCaptioner) -> Iterator[Callable[..., str]]:
     started: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(
-        model: Captioner | ScriptedCaptioner | None = captioner, load: Loader = load_model, **settings: object
+        model: Captioner | ScriptedCaptioner | None = captioner,
+        load: Loader = load_model,
+        *,
+        local_only: bool = False,
+        **settings: object,
     ) -> str:
-        app = create_app(Settings(**settings), model, load=load)
+        app = create_app(Settings(**settings), model, load=load, local_only=local_only)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run)
         thread.start()

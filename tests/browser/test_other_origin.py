@@ -79,3 +79,21 @@ def test_a_page_of_another_origin_may_not(browser: Browser, serve: Callable[...,
         page = context.new_page()
         page.goto(origin)
         assert page.evaluate(ASK, [f"{url}v1/chat/completions", HEADERS, {}]) == {"error": "TypeError"}
+
+
+FORM = """async (url) => {
+    const body = new FormData();
+    body.append("image", new Blob(["a photo"]), "a.png");
+    await fetch(url, {method: "POST", body, mode: "no-cors"});
+}"""
+
+
+def test_a_page_of_another_site_has_nothing_done_by_a_form(browser: Browser, serve: Callable[..., str]):
+    url = serve(local_only=True)
+    with browser.new_context() as context:
+        page, statuses = context.new_page(), list[int]()
+        page.on("response", lambda response: statuses.append(response.status))
+        page.evaluate(FORM, f"{url}v1/captions")  # an empty page is of no site
+        page.goto(url)
+        page.evaluate(FORM, f"{url}v1/captions")
+        assert [status for status in statuses if status >= 400] == [403, 415], "its own page was heard"

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import pytest
+from problems import check_problem
 
 ROUTES = {
     "/v1/responses": "post",
@@ -60,7 +62,15 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client):
     for file in files:
         assert file == "data:," or client.get(f"/{file}").status_code == 200
     assert "script-src 'self';" in page.headers["content-security-policy"]
-    assert client.get("/docs/nothing.js").status_code == 404
+    check_problem(client.get("/docs/nothing.js"), 404)
+
+
+def test_it_can_be_tried_below_the_prefix_of_a_proxy(client: httpx.Client):
+    """A server's address is relative to the document's (OpenAPI 3.1, 4.8.5); by default it is the root."""
+    (server,) = client.get("/openapi.json").json()["servers"]
+    assert (
+        urljoin("https://example.org/captions/openapi.json", server["url"]) == "https://example.org/captions/"
+    )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -255,6 +256,13 @@ def test_head_is_get_without_a_body(client: httpx.Client, path: str):
         assert head.headers["content-length"] == get.headers["content-length"]
     assert client.head("/v1/captions").status_code == 405
     assert client.head("/no/such/path").status_code == 404
+
+
+def test_json_as_windows_writes_it(client: httpx.Client, photo: bytes):
+    """Its editors and shells put a byte order mark before a text in UTF-8 (RFC 8259, 8.1)."""
+    body = b"\xef\xbb\xbf" + json.dumps({"images": [base64.b64encode(photo).decode()]}).encode()
+    answer = client.post("/v1/captions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.json()["captions"][0]["caption"] == caption_of(photo)
 
 
 @pytest.mark.skipif(not shutil.which("wget"), reason="wget is not installed")

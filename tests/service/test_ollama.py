@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -104,6 +105,23 @@ def test_the_version_is_ours(client: httpx.Client):
 def test_a_request_without_photo_and_prompt_is_how_clients_load_a_model(client_of_ollama: ollama.Client):
     assert client_of_ollama.generate("tiny").done_reason == "load"
     assert client_of_ollama.chat("tiny").done_reason == "load"
+
+
+def test_curl_as_ollama_documents_it(client: httpx.Client, photo: bytes):
+    """`curl -d` calls any body a form, and Ollama takes it for JSON all the same."""
+    images = [base64.b64encode(photo).decode()]
+    bodies: dict[str, dict[str, Any]] = {
+        "/api/generate": {"images": images},
+        "/api/chat": {"messages": [{"role": "user", "images": images}]},
+        "/api/show": {},
+    }
+    for path, body in bodies.items():
+        command = ["curl", "--noproxy", "*", "-sS", f"{client.base_url}{path}", "-d", "@-"]
+        text = json.dumps({"model": "tiny", "stream": False, **body})
+        answer = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60).stdout
+        assert ("model_info" if path == "/api/show" else expected(photo).caption) in answer, answer
+    problem = client.post("/api/generate", files={"image": ("a.jpg", photo)})
+    assert "not valid JSON" in check_problem(problem, 400)["detail"]
 
 
 def test_photoprism(client: httpx.Client, photo: bytes):

@@ -359,3 +359,25 @@ def test_unknown_paths_and_methods(client: httpx.Client):
     answer = client.put("/v1/captions")
     check_problem(answer, 405)
     assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/docs/", "../docs"),
+        ("/v1/captions/", "../captions"),
+        ("/v1/captions/?partial=true", "../captions?partial=true"),
+        ("/static", "static/"),
+    ],
+)
+def test_a_slash_too_many_or_too_few_leads_to_the_right_path_below_any_proxy(
+    client: httpx.Client, path: str, place: str
+):
+    """Neither a proxy's name nor its scheme nor its prefix is known here."""
+    headers = {"Host": "localhost", "X-Forwarded-Host": "captions.example"}
+    answer = client.request("POST" if "captions" in path else "GET", path, headers=headers)
+    assert (answer.status_code, answer.headers["Location"]) == (307, place)
+
+
+def test_models_with_a_slash_behind_are_all_models(client: httpx.Client):
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()

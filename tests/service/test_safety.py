@@ -97,6 +97,33 @@ def test_without_keys_a_page_that_gives_it_its_own_name_gets_nothing(
     check_problem(client.get(path, headers={"Host": host}), 421)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://attacker.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "null"}, 403),  # a file, or a frame in a sandbox
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://["}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://page.localhost:99"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://page.example"}, 200),  # named in the settings
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:3000"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://captions.example"}, 200),  # behind a proxy
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Origin": "https://captions.example"}, 200),  # no browser of today, or likewise over http
+    ],
+)
+def test_without_keys_the_page_of_another_site_has_nothing_captioned(
+    serve, photo: bytes, headers: dict[str, str], status: int
+):
+    """A form needs no permission of CORS; the answer could not be read, but the work would be done."""
+    with serve(cors_origins="https://page.example") as client:
+        answer = client.post("/v1/captions", files={"image": ("a", photo)}, headers=headers)
+        assert answer.status_code == status
+        if status == 403:
+            check_problem(answer, 403)
+        assert client.get("/", headers=headers).status_code == 200, "a link to the page works"
+
+
 @pytest.mark.parametrize("settings", [{"api_keys": "key"}, {"allow_anonymous": True}])
 def test_with_keys_or_for_everybody_it_answers_to_any_name(serve, settings: dict[str, object]):
     with serve(**settings) as client:
