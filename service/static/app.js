@@ -11,6 +11,7 @@ import { Status } from "./status.js";
 
 const AT_ONCE = 3;
 const FORM_BYTES = 4096; // of a request, besides the photo
+const MAX_LOSSES = 3; // after so many, it may be the photo that takes the server away
 
 /** @type {Card[]} */
 let cards = [];
@@ -21,7 +22,7 @@ const options = new Options(byId("options"), () => {
   status.watch();
   unlock();
 });
-const status = new Status(byId("model"), options);
+const status = new Status(byId("model"), options, resume);
 
 /** @param {string} text - for screen readers, which read only what changes */
 function announce(text) {
@@ -55,23 +56,34 @@ function sort() {
   }
 }
 
-/** Start what may start now: nothing without an API key where one is wanted. */
+/** Start what may start now: nothing without an API key where one is wanted, or while the server is away. */
 function work() {
   const working = cards.filter((card) => card.state === "working").length;
-  const room = cards.some(isLocked) ? 0 : Math.max(0, AT_ONCE - working);
+  const room = cards.some(isHeld) ? 0 : Math.max(0, AT_ONCE - working);
   for (const card of cards.filter((card) => card.state === "waiting").slice(0, room)) captionCard(card);
   if (!cards.some((card) => ["waiting", "working"].includes(card.state))) sort(); // nothing moves while it works
   summarize();
 }
 
-/** @param {Card} card */
-function isLocked(card) {
-  return card.problem?.status === 401;
+/** Whether the other photos had better wait for what this one waits for. @param {Card} card */
+function isHeld(card) {
+  return card.problem?.status === 401 || isLost(card);
 }
 
-/** Try all again that the server refused for want of an API key. */
+/** Whether the server went away, and will be asked again by itself. @param {Card} card */
+function isLost(card) {
+  return card.problem?.status === 0 && card.losses <= MAX_LOSSES;
+}
+
+/** Try all again that the server refused for want of an API key, or that were lost with it. */
 function unlock() {
-  for (const card of cards.filter(isLocked)) card.wait();
+  for (const card of cards.filter(isHeld)) card.wait();
+  work();
+}
+
+/** The server is there again. */
+function resume() {
+  for (const card of cards.filter(isLost)) card.wait();
   work();
 }
 
@@ -88,6 +100,7 @@ async function captionCard(card) {
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Problem)) throw error;
+    if (error.status === 0) card.losses += 1;
     card.fail(error);
     announce(`${card.file.name}: ${error.title}. ${error.detail}`);
     if (error.status === 401) options.askForKey();
@@ -129,6 +142,7 @@ async function requestSmaller(card, error, signal) {
 /** @param {Card} card */
 function again(card) {
   if (!options.check()) return;
+  card.losses = 0;
   card.wait();
   unlock();
 }

@@ -16,6 +16,8 @@ const FEEDBACK_MS = 1800;
 export class Card {
   /** @type {Caption | null} */ caption = null;
   /** @type {Problem | null} */ problem = null;
+  /** How often the server went away with it. */
+  losses = 0;
   /** Aborted when the card goes, or begins anew. */
   abort = new AbortController();
 

@@ -14,8 +14,13 @@ export class Status {
   /** Bytes of the largest request that the server reads; unknown until it was asked. */
   maxUpload = Infinity;
 
-  /** @param {HTMLElement} element @param {import("./options.js").Options} options - are told what suits the model */
-  constructor(element, options) {
+  /**
+   * @param {HTMLElement} element
+   * @param {import("./options.js").Options} options - are told what suits the model
+   * @param {() => void} onReady - told when the server takes photos
+   */
+  constructor(element, options, onReady) {
+    this.onReady = onReady;
     this.element = element;
     this.text = /** @type {HTMLElement} */ (element.querySelector(".text"));
     this.goal = /** @type {HTMLElement} */ (document.getElementById("goal"));
@@ -40,10 +45,13 @@ export class Status {
   async watch() {
     if (this.#watching) return;
     this.#watching = true;
-    while (["warming", "gone"].includes(await this.#look())) {
+    let state = await this.#look();
+    while (["warming", "gone"].includes(state)) {
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      state = await this.#look();
     }
     this.#watching = false;
+    if (state === "ready") this.onReady();
   }
 
   async #look() {

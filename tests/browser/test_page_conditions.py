@@ -19,7 +19,7 @@ from captioner.runners.remote import RemoteRunner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import FilePayload, Locator, Page
+    from playwright.sync_api import FilePayload, Locator, Page, Route
 
 PHONE = {"width": 390, "height": 844}
 
@@ -45,17 +45,39 @@ def test_errors_are_told_in_words(page: Page, serve: Callable[..., str]):
     assert page.get_by_role("button", name="Try again").count() == 0
 
 
-def test_a_lost_connection_is_told_and_tried_again(page: Page, serve: Callable[..., str]):
+def test_a_lost_connection_is_told_and_tried_again(
+    page: Page, serve: Callable[..., str], captioner: ScriptedCaptioner
+):
     page.goto(serve(), wait_until="networkidle")  # the browser fetches the icon when it has time
     page.context.set_offline(True)
-    card = add(page, photo())
-    assert problem(card) == ["The server cannot be reached", "Is it running, and are you online?"]
+    cards = add(page, *(photo(f"{number}.png") for number in range(6)))
+    assert problem(cards.first) == ["The server cannot be reached", "Is it running, and are you online?"]
     expect(page.get_by_role("status").first).to_have_text("server out of reach")
+    expect(cards.last.locator(".said")).to_have_text("Waiting for its turn")
     page.context.set_offline(False)
+    expect(page.get_by_role("heading", level=2)).to_have_text("6 photos")
+    expect(cards.last.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
+    assert cards.first.locator(".problem").is_hidden()
+    expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
+    assert len(captioner.streamed) == 6, "each once"
+
+
+def test_a_photo_that_the_connection_breaks_on_again_and_again_is_left(page: Page, serve: Callable[..., str]):
+    page.goto(serve())
+    asked = list[str]()
+
+    def fail(route: Route) -> None:
+        asked.append(route.request.url)
+        route.abort()
+
+    page.route("**/v1/captions/stream", fail)
+    with page.expect_event("requestfailed", lambda request: len(asked) == 4):  # three times by itself
+        card = add(page, photo())
+    expect(page.get_by_role("heading", level=2)).to_have_text("1 photo · 1 without a caption")
+    page.unroute("**/v1/captions/stream")
     card.get_by_role("button", name="Try again").click()
     expect(card.locator(".caption")).to_have_text("a photo 120 wide and 80 high")
-    assert card.locator(".problem").is_hidden()
-    expect(page.get_by_role("status").first).to_have_text("scripted on cpu")
+    assert len(asked) == 4
 
 
 def test_a_failure_in_the_midst_of_a_caption_is_told(
