@@ -160,18 +160,23 @@ def test_a_word_says_where_it_looked(page: Page, serve: Callable[..., str], capt
 
 def test_photos_and_folders_are_dropped(page: Page, serve: Callable[..., str], tmp_path: Path):
     (tmp_path / "holiday" / "beach").mkdir(parents=True)
-    for name in ("one.png", "holiday/two.png", "holiday/beach/three.png", "holiday/.hidden.png"):
+    for number in (10, 9):
+        (tmp_path / f"holiday/{number}.png").write_bytes(photo()["buffer"])
+    for name in ("one.png", "holiday/beach/3.png", "holiday/.hidden.png", "holiday/raw.cr9"):
         (tmp_path / name).write_bytes(photo()["buffer"])
+    for name in ("holiday/notes.txt", "holiday/Thumbs.db", "holiday/film.mp4", "plain.txt"):
+        (tmp_path / name).write_bytes(b"no photo")
     page.goto(serve())
     browser = page.context.new_cdp_session(page)
-    data = {"items": [], "files": [str(tmp_path / name) for name in ("one.png", "holiday")]}
+    data = {"items": [], "files": [str(tmp_path / name) for name in ("one.png", "plain.txt", "holiday")]}
     for kind in ("dragEnter", "dragOver", "drop"):
         drag = {"type": kind, "x": 100, "y": 100, "data": {**data, "dragOperationsMask": 1}}
         browser.send("Input.dispatchDragEvent", drag)
         if kind == "dragOver":
             expect(page.get_by_text("Drop to caption")).to_be_visible()
-    expect(page.get_by_role("heading", level=2)).to_have_text("3 photos")
-    assert sorted(page.locator("h3").all_inner_texts()) == ["one.png", "three.png", "two.png"]
+    expect(page.get_by_role("heading", level=2)).to_have_text("6 photos · 1 without a caption")
+    names = page.locator("h3").all_inner_texts()
+    assert names == ["one.png", "plain.txt", "9.png", "10.png", "3.png", "raw.cr9"]
     assert page.locator("#veil").is_hidden()
 
 
