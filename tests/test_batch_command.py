@@ -463,7 +463,9 @@ def wait_for(path: Path, lines: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if sys.platform != "win32" else [])]
+)
 def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(
     library: Path, tmp_path: Path, number: int
 ):
@@ -482,6 +484,38 @@ def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(
     assert run(*argv) == 1
     assert len(records(tmp_path / "o.csv.jsonl")) == 6
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_a_run_whose_terminal_is_closed_stops_and_writes_its_table(library: Path, tmp_path: Path):
+    ours, theirs = os.openpty()
+    script = SLOW.format(tests=str(Path(__file__).parent))
+    argv = ["batch", library, "-r", "-o", tmp_path / "o.csv", "--batch-size", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, argv)], stdin=theirs, stderr=theirs, start_new_session=True
+    ) as running:
+        os.close(theirs)
+        wait_for(tmp_path / "o.csv.jsonl", 2)
+        os.close(ours)
+        running.send_signal(signal.SIGHUP)
+    assert running.returncode == 128 + signal.SIGHUP
+    done = len(records(tmp_path / "o.csv.jsonl"))
+    assert 2 <= done < 6
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == done + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no nohup")
+def test_a_run_under_nohup_outlives_its_terminal(library: Path, tmp_path: Path):
+    script = SLOW.format(tests=str(Path(__file__).parent))
+    argv = ["batch", library, "-r", "-o", tmp_path / "o.jsonl", "--batch-size", "1"]
+    with subprocess.Popen(
+        ["nohup", sys.executable, "-c", script, *map(str, argv)], stderr=subprocess.DEVNULL
+    ) as running:
+        wait_for(tmp_path / "o.jsonl", 1)
+        running.send_signal(signal.SIGHUP)
+    assert len(records(tmp_path / "o.jsonl")) == 6
 
 
 @pytest.mark.slow

@@ -113,6 +113,34 @@ def test_limit_and_json(records: Path, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "is_found"),
+    [
+        ("child woman man", True),
+        ('"two women"', True),
+        ('"two woman"', True),
+        ("children knife", True),
+        ("lie", True),
+        ("strasse", True),
+        ("STRASSE", True),
+        ("\uff34-shirt", True),  # of full width
+        ("shirt", True),
+        ("fi\u0301n", True),  # an accent of its own
+        ("猫", True),
+        ("日本の", True),
+        ("本日", False),
+        ("he", False),
+        ("two_women", True),
+    ],
+)
+def test_spellings_and_irregular_forms(tmp_path: Path, words: str, is_found: bool):
+    text = "Two women lying near a child, men with knives and t-shirts on a Straße, \ufb01n 日本の猫"
+    (tmp_path / "o.jsonl").write_text(
+        json.dumps({**make_caption(text).to_dict(), "file": "a.jpg"}) + "\n", encoding="utf-8"
+    )
+    assert search(tmp_path / "o.jsonl", words) == int(not is_found)
+
+
 def test_lines_that_are_no_records_are_named(records: Path, capsys: pytest.CaptureFixture[str]):
     with open(records, "a", encoding="utf-8") as file:
         file.write('\n{"file": "dog.png", "caption": "a dog of another program"}\n')

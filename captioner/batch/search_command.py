@@ -15,6 +15,7 @@ from captioner.batch.outputs import write_gallery
 from captioner.batch.reading import RecordFile, item_of
 from captioner.batch.records import Record
 from captioner.batch.settings import RecordsFile
+from captioner.batch.words import compared
 from captioner.commandline import complain, one_line
 from captioner.errors import CaptionerError, OptionsError
 
@@ -76,8 +77,9 @@ def search(
 def find_records(records: RecordFile, words: str, *, alternatives: bool = False) -> list[int]:
     """The offsets of the records whose captions have all the words, best first.
 
-    Words match in all their forms, by the Porter stemmer, in any case and with any accents, and rank by Okapi
-    BM25: both are those of SQLite's FTS5, whose index of this one search is in memory.
+    Words match in their forms, by the Porter stemmer and a list of irregular ones, in any case and with any
+    accents, and rank by Okapi BM25: stemmer and ranking are those of SQLite's FTS5, whose index of this one
+    search is in memory.
 
     Args:
         records: with captions or without.
@@ -111,17 +113,15 @@ def _new_index() -> Connection:
 
 
 def _texts(record: Record) -> tuple[str, str]:
-    """A record's caption, and its other ones, as SQLite takes them: without halves of characters."""
+    """The words of a record's caption, and of its other ones."""
     others = [*record.get("alternatives", ()), *filter(None, [record.get("unhedged")])]
-    both = record.get("caption", ""), "\n".join(other["caption"] for other in others)
-    caption, more = (text.encode(errors="replace").decode() for text in both)
-    return caption, more
+    return compared(record.get("caption", "")), " ".join(compared(other["caption"]) for other in others)
 
 
 def _query(words: str) -> str:
     """What FTS5 looks for: each word and phrase as a string, in which nothing has a meaning of its own."""
-    parts = [phrase or word for phrase, word in re.findall(r'"([^"]*)"|([^\s"]+)', words)]
-    wanted = [part.encode(errors="replace").decode() for part in parts if re.search(r"\w", part)]
+    parts = [compared(phrase or word) for phrase, word in re.findall(r'"([^"]*)"|([^\s"]+)', words)]
+    wanted = list(filter(None, parts))
     if not wanted:
         raise OptionsError(f"there is no word to search for in {words!r}")
     return " ".join(f'"{part}"' for part in wanted)

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM end a run after what is under way, so that nothing is half done."""
+"""Ctrl-C, SIGTERM and a closed terminal end a run after what is under way, so that nothing is half done."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
@@ -12,7 +14,9 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Remembers Ctrl-C or SIGTERM instead of dying of it; a second one is obeyed at once.
+    """Remembers Ctrl-C, SIGTERM or SIGHUP instead of dying of it; a second one is obeyed at once.
+
+    A SIGHUP that is ignored, as nohup has it, stays so.
 
     Attributes:
         received: the signal's number, or None.
@@ -23,7 +27,10 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -39,4 +46,7 @@ class Signals:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
-        complain("stopping after this batch; once more stops at once")
+        try:
+            complain("stopping after this batch; once more stops at once")
+        except OSError:  # the terminal is gone, and with it all that could be said
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
