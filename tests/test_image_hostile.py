@@ -180,3 +180,46 @@ def test_thousands_of_damaged_files_raise_nothing_but_image_errors(capfd: pytest
     assert 0.5 < len(messages) / len(files) < 0.9
     assert all(message.startswith("x: is ") for message in messages)
     assert capfd.readouterr() == ("", "")
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
+def jpeg_of_scans(scans: int, *, side: int = 64) -> bytes:
+    """A grey progressive JPEG of equally many scans, each of which goes over all blocks with a few bits."""
+    tables = segment(0xDB, bytes([0, *[1] * 64])) + segment(0xC4, bytes([0x00, 1, *[0] * 15, 0]))
+    tables += segment(
+        0xC4, bytes([0x10, 1, *[0] * 15, 0xE0])
+    )  # one code: a long run of blocks without detail
+    frame = segment(0xC2, struct.pack(">BHHBBBB", 8, side, side, 1, 1, 0x11, 0))
+    first = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes((side // 8) ** 2 // 8)
+    later = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + bytes(2)
+    return b"\xff\xd8" + tables + frame + first + later * (scans - 1) + b"\xff\xd9"
+
+
+def test_a_jpeg_that_keeps_a_program_busy_is_refused() -> None:
+    """32 MB of such scans, of 50 million pixels, take libjpeg 15 minutes, and the others Pillow one."""
+    many, plain = jpeg_of_scans(1000), encode(draw_scene(), "JPEG", progressive=True)
+    hostile = {
+        "scans": many,
+        "segments": plain[:2] + segment(0xE5, b"") * 20_000 + plain[2:],
+        "padding": plain[:2] + b"\xff" * 100_000 + plain[2:],
+        "escaped": plain[:2] + b"\xff\0" * 100_000 + plain[2:],
+        "nothing else": plain[:2] + b"\xff" * 100_000,
+    }
+    for name, data in hostile.items():
+        with pytest.raises(
+            ImageDecodeError, match="has more than 100 scans, 10000 segments or 64 KB"
+        ) as caught:
+            decode_image(data, name=name)
+        assert caught.value.file == name
+
+
+def test_what_only_looks_like_it_is_read() -> None:
+    assert decode_image(jpeg_of_scans(100)).pixels.size == (64, 64)
+    many, plain = jpeg_of_scans(1000), encode(draw_scene(), "JPEG", progressive=True)
+    for name, behind in {"a film": random.Random(0).randbytes(1 << 20), "a JPEG": many}.items():
+        assert decode_image(plain + behind).width == 96, f"{name} behind a photo is none of it"
+    metadata = segment(0xE5, many[:60_000]) + segment(0xE5, bytes(60_000)) * 1000
+    assert decode_image(plain[:2] + metadata + plain[2:]).width == 96, "nor is what stands in its metadata"

@@ -59,7 +59,7 @@ def open_file(data: bytes, label: str) -> Opened:
         return open_jxl(data, label)
     pillow = _image_class(data[:512], label)
     if pillow is JpegImageFile:
-        return JpegImage(data)
+        return JpegImage(data, label)
     if pillow is PngImageFile:
         return PngImage(data)
     if pillow is WebPImageFile:

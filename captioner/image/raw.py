@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from captioner.errors import ImageTypeError
+from captioner.image.jpeg import check_markers
 from captioner.image.opened import Decoded, PillowImage
 
 __all__ = ["RAW_MAGICS", "RawImage"]
@@ -28,6 +29,7 @@ class RawImage:
     """
 
     def __init__(self, data: bytes, label: str) -> None:
+        self.label = label
         try:
             import rawpy
         except ImportError as error:
@@ -65,7 +67,9 @@ class RawImage:
         except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
             return None
         if thumbnail.format == rawpy.ThumbFormat.JPEG:
-            preview = PillowImage(JpegImageFile(BytesIO(bytes(thumbnail.data))))
+            data = bytes(thumbnail.data)
+            check_markers(data, self.label)
+            preview = PillowImage(JpegImageFile(BytesIO(data)))
         else:
             preview = PillowImage(Image.fromarray(np.asarray(thumbnail.data)), draft=False)
         (width, height), (full_width, full_height) = preview.size, self.size
