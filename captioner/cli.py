@@ -32,6 +32,7 @@ from captioner.commandline import (
     Model,
     complain,
     generation_options,
+    in_flags,
     one_line,
     takes_generation_options,
     telling,
@@ -98,9 +99,12 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
         app(args=args, prog_name="captioner", obj=load or _load)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OptionsError as error:
+        complain(in_flags(str(error)))
+        return 2
     except (CaptionerError, OSError) as error:
         complain(error)
-        return 2 if isinstance(error, OptionsError) else 1
+        return 1
     raise AssertionError("typer ends a command by SystemExit")
 
 

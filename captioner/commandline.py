@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "complain",
     "generation_options",
+    "in_flags",
     "one_line",
     "takes_generation_options",
     "telling",
@@ -135,6 +137,21 @@ def generation_options(ctx: typer.Context, *, attention: bool) -> GenerationOpti
     given = {name: value for name, value in ctx.params.items() if name in names and value is not None}
     given |= {name: tuple(given[name]) for name in ("bad_words", "stop") if name in given}
     return GenerationOptions(**{**given, "attention": attention or None})
+
+
+def in_flags(message: str) -> str:
+    """A message of the library with the command line's names: ``--beams`` for ``num_beams``.
+
+    Names without an underscore stay, since they are words as well.
+    """
+    parameters = inspect.signature(_generation_parameters, eval_str=True).parameters
+    for name, parameter in parameters.items():
+        if "_" in name:
+            (option,) = parameter.annotation.__metadata__
+            # Typer takes the first name for a default until it has read the signature
+            flag = option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}"
+            message = re.sub(rf"\b{name}(=True)?\b", flag, message)
+    return message
 
 
 def complain(error: Exception | str) -> None:

@@ -303,6 +303,12 @@ def test_dedupe_alone_is_of_equal_bytes(tmp_path: Path, value: list[str]):
         ["--sidecar", "xmp", "--suffix", "x"],
         ["--sidecar", "txt", "--template", "a photo"],
         ["--sidecar", "txt", "--prefix", "two\nlines"],
+        ["--sidecar-name", "full"],
+        ["-o", "-"],
+        ["-o", "captions.xlsx"],
+        ["-o", "captions.jsonl.gz"],
+        ["-o", os.devnull],
+        ["-o", os.curdir],
     ],
 )
 def test_wrong_usage(library: Path, tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]):
@@ -544,7 +550,7 @@ def test_options_that_the_model_refuses_leave_nothing_behind(
 
     before = sorted(tmp_path.iterdir())
     assert run(library, "-o", tmp_path / "o.jsonl", "--max-length", "400", fake=Strict()) == 2
-    assert "max_length 400 exceeds" in capsys.readouterr().err
+    assert "--max-length 400 exceeds" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 

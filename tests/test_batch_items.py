@@ -124,6 +124,7 @@ def test_exclude_by_name_and_by_path(library: Path):
         f"{library}/b.jpg",
     ]
     assert f"{library}/sub/c.jpg" not in keys(library, recursive=True, exclude=["*/sub/*.jpg"])
+    assert f"{library}/sub/c.jpg" not in keys(library, recursive=True, exclude=["sub/"])
 
 
 NAS = ["up.JPG", "@eaDir/up.JPG/SYNOPHOTO_THUMB_XL.jpg", "#recycle/old.jpg", "a/$Recycle.Bin/b.jpg"]

@@ -203,7 +203,18 @@ def test_wrong_usage_is_refused_before_a_model_is_loaded(argv: Sequence[str], fa
 
 def test_options_out_of_range_are_wrong_usage(fake, photo_path, capsys):
     assert run(fake, "caption", "--beams", "0", photo_path) == 2
-    assert capsys.readouterr().err.startswith("captioner: num_beams ")
+    assert capsys.readouterr().err.startswith("captioner: --beams ")
+
+
+def test_errors_name_options_as_the_command_line_does(fake, photo_path, capsys):
+    for argv, said in (
+        (["--temperature", "0.5"], "temperature 0.5 has no effect without --sample: set --sample or leave"),
+        (["--min-length", "9", "--max-length", "3"], "--min-length 9 is more than --max-length 3"),
+        (["--no-repeat-ngram", "-1"], "--no-repeat-ngram must be"),
+        (["--bad-word", ""], "--bad-word must be"),
+    ):
+        assert run(fake, "caption", *argv, photo_path) == 2
+        assert capsys.readouterr().err.startswith(f"captioner: {said}")
 
 
 def test_an_error_of_the_library_is_one_line(photo_path, capsys):
@@ -354,4 +365,4 @@ def test_captions_that_are_not_sure_are_marked_or_shortened(
     assert data["caption"] == caption
     assert "uncertain" not in data
     assert main([*command, "--min-confidence", "2"]) == 2
-    assert "min_confidence must be a number from 0 to 1" in capsys.readouterr().err
+    assert "--min-confidence must be a number from 0 to 1" in capsys.readouterr().err

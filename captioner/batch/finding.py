@@ -91,7 +91,8 @@ class _Finder:
         left_out: Counter[str] | None,
     ) -> None:
         self.stdin, self.recursive, self.all_files = stdin, recursive, all_files
-        self.exclude, self.ignore = exclude, ignore
+        self.exclude = [pattern.rstrip("/") or pattern for pattern in exclude]  # folder/, as gitignore has it
+        self.ignore = ignore
         self.left_out = Counter() if left_out is None else left_out
         self.not_read = {kind for kind, (module, _) in NEEDED.items() if find_spec(module) is None}
         self.folders: set[tuple[int, int]] = set()

@@ -26,13 +26,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Job"]
 
+OTHER_FORMATS = {
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".tsv",
+    ".xml",
+    ".html",
+    ".htm",
+    ".db",
+    ".sqlite",
+    ".feather",
+    ".arrow",
+}
+OTHER_FORMATS |= {".gz", ".bz2", ".xz", ".zst", ".zip"}
+"""Suffixes by which other programs would take JSON Lines for something else."""
+
 
 class Job:
     """A command's work, checked before a model is loaded and before anything is written.
 
     Args:
         options: of the command.
-        inputs: as :func:`~captioner.batch.items.find_items` takes them.
+        inputs: as :func:`~captioner.batch.finding.find_items` takes them.
         stdin: likewise.
 
     Attributes:
@@ -55,6 +71,8 @@ class Job:
         self._form = text_form(
             options.sidecar, options.template, options.prefix, options.suffix, option="--sidecar"
         )
+        if options.sidecar is None and options.sidecar_name != "stem":
+            raise OptionsError("--sidecar-name is for --sidecar, and without that none is written")
         if options.sidecar and any(map(is_remote, inputs)):
             raise OptionsError(
                 "sidecars stand beside photographs of this machine: leave out --sidecar for a URI"
@@ -145,5 +163,12 @@ def _make_engine(options: BatchOptions, worker: BatchCaptioner) -> Engine:
 
 
 def _format_of(output: Path) -> Format:
+    """The format that a file's name says, JSON Lines unless it is another one's."""
     formats: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
-    return formats.get(output.suffix.lower(), "jsonl")
+    suffix = output.suffix.lower()
+    if suffix in OTHER_FORMATS:
+        raise OptionsError(
+            f"{output.name}: no {suffix} is written: name it .jsonl, .parquet or .csv, which spreadsheets "
+            "read with --excel, or say --format"
+        )
+    return formats.get(suffix, "jsonl")

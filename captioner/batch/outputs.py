@@ -54,6 +54,14 @@ class Outputs:
         """
         from captioner.report import check_report_path
 
+        if str(self.output) == "-":
+            raise OptionsError(
+                "--output - is no file from which a run could go on: name one, or use "
+                "`captioner caption --json`"
+            )
+        for path in (self.output, self.records):
+            if path.exists() and not path.is_file():
+                raise OptionsError(f"{path} is no regular file: name one, from which a run can go on")
         check_format(self.format, excel=self.excel)
         if self.report is not None:
             if os.path.abspath(self.report) in {os.path.abspath(self.output), os.path.abspath(self.records)}:
