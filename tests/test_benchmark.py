@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,24 @@ def test_what_has_no_twin_is_refused_before_the_work(tmp_path: Path, capsys: pyt
         assert "repetition_penalty" in err
         assert len(err.splitlines()) == 1
     assert main([*argv, "--grid", "batch=1 length=4"]) == 0, "alone it can be measured"
+
+
+class Terminal(StringIO):
+    """What stderr is when a person watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_results_go_where_they_are_meant_while_a_bar_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    terminal = Terminal()
+    with redirect_stderr(terminal):
+        assert main([*saved(tmp_path), "--grid", "batch=1,2 length=4", "--json"]) == 0
+    assert [json.loads(line)["batch"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
+    assert "batch=2" in terminal.getvalue()
+    assert "images_per_second" not in terminal.getvalue()
 
 
 class Small(CheckpointRunner):
