@@ -85,12 +85,12 @@ def test_the_twin_is_the_same_model(kind: str, tmp_path: Path):
     assert len(seen) > 3
 
 
-def test_a_decoder_that_transformers_does_not_have_is_refused():
+def test_a_decoder_of_another_shape_is_refused():
     checkpoint = tiny_checkpoint()
     config = replace(checkpoint.model.config.decoder, norm="post")
     checkpoint.model.decoder = TextDecoder(config)
     checkpoint.model.config = replace(checkpoint.model.config, decoder=config)
-    with pytest.raises(OptionsError, match="no decoder of this model's shape"):
+    with pytest.raises(OptionsError, match="cannot build a model of this shape"):
         build_twin(checkpoint)
 
 

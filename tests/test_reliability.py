@@ -111,6 +111,9 @@ def test_a_diagram_that_cannot_be_written_is_refused_before_the_work(
         check_plot_path(tmp_path / "plot.svg")
     with pytest.raises(OptionsError, match="make it first"):
         check_plot_path(tmp_path / "nowhere" / "plot.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OptionsError, match="is a folder"):
+        check_plot_path(tmp_path / "folder.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
     with pytest.raises(OptionsError, match=r"pip install 'captioner\[evaluate\]'"):
         check_plot_path(tmp_path / "plot.png")

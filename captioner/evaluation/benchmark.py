@@ -97,7 +97,7 @@ def benchmark(
         found: told all that is known, after each measurement.
 
     Raises:
-        OptionsError: a number is below 1, or `transformers` has no model of this shape or no such search.
+        OptionsError: a number is below 1, or no twin can be built in `transformers`.
     """
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise OptionsError(

@@ -98,12 +98,14 @@ def check_plot_path(path: Path) -> None:
     """Say before the work what drawing would say after it.
 
     Raises:
-        OptionsError: not a .png file, no such folder, or matplotlib is not installed.
+        OptionsError: not a .png file, no such folder, a folder itself, or matplotlib is not installed.
     """
     if path.suffix.lower() != ".png":
         raise OptionsError(f"a diagram is a .png file: {path.name!r} is not")
     if not path.absolute().parent.is_dir():
         raise OptionsError(f"the diagram's folder does not exist; make it first: {path.parent}")
+    if path.is_dir():
+        raise OptionsError(f"the diagram would be a file, but {path} is a folder: give another name")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

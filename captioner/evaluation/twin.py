@@ -46,7 +46,7 @@ def check_twin(checkpoint: Checkpoint, options: SearchOptions) -> None:
     """Say before the work what would make a comparison impossible.
 
     Raises:
-        OptionsError: `transformers` has no decoder of this shape, or cannot search by these options.
+        OptionsError: no twin of this shape can be built, or none can search by these options.
     """
     _kind(checkpoint.model.config)
     unknown = [name for name in _UNKNOWN if getattr(options, name) != getattr(SearchOptions, name)]
@@ -64,7 +64,7 @@ def build_twin(checkpoint: Checkpoint) -> Twin:
     cross-attention; `transformers` has no such encoder, so ours runs before it.
 
     Raises:
-        OptionsError: `transformers` has no decoder of this shape.
+        OptionsError: no twin of this shape can be built.
     """
     model, config, special = checkpoint.model, checkpoint.model.config, checkpoint.tokenizer.config
     kind = _kind(config)
@@ -128,7 +128,9 @@ def _kind(config: ModelConfig) -> str:
         return "vision-encoder-decoder"
     if is_bare_vit(config) and _is_bert(config.decoder):
         return "blip"
-    raise OptionsError("`transformers` has no decoder of this model's shape to measure against")
+    raise OptionsError(
+        "the benchmark cannot build a model of this shape in `transformers`: leave out the comparison"
+    )
 
 
 def _is_bert(decoder: DecoderConfig) -> bool:
