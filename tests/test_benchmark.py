@@ -244,7 +244,7 @@ def test_what_has_no_twin_is_refused_before_the_work(tmp_path: Path, capsys: pyt
         assert main([*argv, *wanted]) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert "repetition_penalty" in err
+        assert "penalty cannot be compared" in err
         assert len(err.splitlines()) == 1
     assert main([*argv, "--grid", "batch=1 length=4"]) == 0, "alone it can be measured"
 
