@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -102,8 +103,12 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
     except OptionsError as error:
         complain(in_flags(str(error)))
         return 2
-    except (CaptionerError, OSError) as error:
+    except CaptionerError as error:
         complain(error)
+        return 1
+    except OSError as error:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        complain(f"{place}{error.strerror or error}")
         return 1
     raise AssertionError("typer ends a command by SystemExit")
 
@@ -165,9 +170,12 @@ def caption(
         source = ctx.get_parameter_source("model")
         if heatmap or show_options or (source and source.name == "COMMANDLINE"):
             raise OptionsError("--compare goes with neither --model nor --heatmap nor --show-options")
+        compared = [text.strip() for text in comparing.split(",")]
+        if not all(compared):
+            raise OptionsError(f"--compare {comparing!r} names a model of no name: give MODEL,MODEL")
         load = partial(ctx.obj, device=device, dtype=dtype)
         given = generation_options(ctx, attention=attention or report is not None)
-        well = _compare(comparing.split(","), load, paths, given, batch_size, as_json=as_json, report=report)
+        well = _compare(compared, load, paths, given, batch_size, as_json=as_json, report=report)
         raise typer.Exit(0 if well else 1)
     if report is not None:
         raise OptionsError("--report goes with --compare: for one model, use `captioner batch --report`")
@@ -256,7 +264,7 @@ def _compare(
 
     if report is not None:
         check_report_path(report)
-    chosen = named_models(text.strip() for text in models)
+    chosen = named_models(models)
     found = compare(chosen, load, paths, options, batch_size=batch_size)
     well = [print_comparison(comparison, as_json=as_json) for comparison in found]
     if report is not None:

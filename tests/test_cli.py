@@ -225,6 +225,14 @@ def test_an_error_of_the_library_is_one_line(photo_path, capsys):
     assert capsys.readouterr().err == "captioner: there is no model 'x'\n"
 
 
+def test_an_error_of_the_system_names_the_file(photo_path, capsys):
+    def fail(name_or_path: str, /, *, device: str, dtype: str) -> Any:
+        raise PermissionError(13, "Permission denied", "tab\there")
+
+    assert main(["caption", str(photo_path)], load=fail) == 1
+    assert capsys.readouterr().err == "captioner: tab\\there: Permission denied\n"
+
+
 def test_heatmaps_are_written(fake, folder, capsys):
     files = {folder / "map.png": b"\x89PNG", folder / "map.html": b"<!doctype html>"}
     flags = [flag for file in files for flag in ("--heatmap", file)]

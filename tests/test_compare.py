@@ -110,6 +110,7 @@ def test_options_hold_for_all_and_one_that_cannot_follow_says_so(
     [
         (["--compare", "m0,m0"], "two models are called 'm0'"),
         (["--compare", "m0,nothing"], "no model 'nothing'"),
+        (["--compare", "m0,"], "names a model of no name"),
         (["--compare", "m0", "--model", "m1"], "--compare goes with neither"),
         (["--compare", "m0", "--heatmap", "x.png"], "--compare goes with neither"),
         (["--compare", "m0", "--report", "x.txt"], "a report is an .html file"),

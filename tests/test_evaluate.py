@@ -177,6 +177,22 @@ def test_the_command_prints_the_metrics(command: list[str], capsys: pytest.Captu
     assert output.err == ""
 
 
+def test_predictions_that_could_not_be_written_are_refused_before_the_work(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*command, "--predictions", str(tmp_path / "none" / "p.jsonl")]) == 2
+    assert "the predictions' folder does not exist" in capsys.readouterr().err
+
+
+def test_figures_are_printed_also_where_predictions_cannot_be_written(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*command, "--predictions", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "images\t" in out
+    assert err.startswith(f"captioner: {tmp_path}: ")
+
+
 def test_the_command_gives_json_and_predictions(
     command: list[str],
     model: Captioner,

@@ -68,6 +68,8 @@ def evaluate(
 
     if plot is not None:
         check_plot_path(plot)
+    if predictions is not None and not predictions.absolute().parent.is_dir():
+        raise OptionsError(f"the predictions' folder does not exist; make it first: {predictions.parent}")
     coco = CocoCaptions.from_file(captions)
     objects = None if boxes is None else ObjectBoxes.from_file(boxes)
     captioner = ctx.obj(model, device=device, dtype=dtype)
@@ -86,14 +88,14 @@ def evaluate(
             boxes=objects,
             progress=progress,
         )
+    if as_json:
+        print(json.dumps({"model": captioner.name, **result.to_dict()}))
+    else:
+        print_figures(result.to_dict())
     if predictions is not None:
         _write_predictions(predictions, result)
     if plot is not None:
         _plot(plot, result)
-    if as_json:
-        print(json.dumps({"model": captioner.name, **result.to_dict()}))
-        return
-    print_figures(result.to_dict())
 
 
 _TITLES = {
