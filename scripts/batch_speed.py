@@ -71,6 +71,8 @@ def draw_photos(folder: Path, count: int, size: tuple[int, int] | None) -> None:
 
 def size_of(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"give pixels, as in 500x375, not {text!r}")
     return int(width), int(height)
 
 
@@ -103,6 +105,8 @@ def main() -> None:
         if args.images is None:
             draw_photos(folder, args.photos, args.size)
         items = list(find_items([str(args.images or folder)], recursive=True))[: args.photos]
+        if not items:
+            parser.error(f"no photographs in {args.images}")
         measure(items, folder / "records.jsonl", args)
 
 

@@ -45,10 +45,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.engine == "openvino":
         measure_openvino(arguments.repeats)
-    elif arguments.folder is None:
-        parser.error("int8 needs a folder of photographs")
-    else:
-        measure_int8(sorted(arguments.folder.iterdir()), arguments.repeats)
+        return
+    photos = sorted(arguments.folder.glob("*")) if arguments.folder else []
+    if len(photos) <= CALIBRATION:
+        parser.error(f"int8 needs a folder of more than {CALIBRATION} photographs")
+    measure_int8(photos, arguments.repeats)
 
 
 def measure_openvino(repeats: int) -> None:

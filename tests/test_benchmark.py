@@ -15,6 +15,7 @@ from typing import Any
 import huggingface
 import pytest
 import torch
+from model_servers import model_server
 from PIL import Image
 from tiny import tiny_captioner, tiny_checkpoint
 from torch import nn
@@ -329,9 +330,16 @@ def test_a_grid_of_what_there_is_not_is_refused(
     assert output.out == ""
 
 
-def test_a_model_on_a_server_has_no_grid(capsys: pytest.CaptureFixture[str]):
-    assert main(["benchmark", "--model", "http://127.0.0.1:9/v1#llava", "--grid", "batch=1"]) == 2
-    assert "llava is on a server" in capsys.readouterr().err
+def test_a_model_on_a_server_has_no_parts(capsys: pytest.CaptureFixture[str]):
+    with model_server() as server:
+        argv = ["benchmark", "--model", server.openai, "--batch-sizes", "1,2", "--repeats", "1"]
+        assert main(argv) == 0
+        out = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [name for name, _ in out] == ["model", "device", "one photo", "batch of 1", "batch of 2"]
+        assert out[1][1].startswith("the server 127.0.0.1:")
+        for more in (["--grid", "batch=1"], ["--against", "transformers"]):
+            assert main([*argv, *more]) == 2
+            assert "is on a server" in capsys.readouterr().err
 
 
 def test_the_processor_is_the_one_that_torch_runs_on(monkeypatch: pytest.MonkeyPatch):

@@ -30,10 +30,10 @@ class BenchmarkResult:
 
     Attributes:
         model: its name.
-        device: where it ran: ``cpu``, or the name of the GPU.
+        device: where it ran: ``cpu``, the name of the GPU, or the address of the server.
         processor: the CPU's name, also where a GPU does most of the work.
         instruction_sets: of that CPU, for vectors and matrices.
-        dtype: in which number type.
+        dtype: in which number type; None where only the server knows.
         threads: of torch on the CPU.
         num_beams: of the search.
         tokens: of a caption, on average, the end token included. None where another library runs the model as
@@ -54,7 +54,7 @@ class BenchmarkResult:
     device: str
     processor: str
     instruction_sets: tuple[str, ...]
-    dtype: str
+    dtype: str | None
     threads: int
     num_beams: int
     latency_p50_ms: float
@@ -121,7 +121,7 @@ def benchmark(
         device=measurements.device_name(),
         processor=processor.name,
         instruction_sets=processor.instruction_sets,
-        dtype=str(captioner.dtype or "of a server").removeprefix("torch."),
+        dtype=None if captioner.dtype is None else str(captioner.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         num_beams=chosen.num_beams,
         latency_p50_ms=float(np.percentile(latency, 50)),

@@ -202,8 +202,11 @@ def _lines(result: BenchmarkResult) -> Iterator[tuple[str, str]]:
     """What is known so far, in the order in which it is measured."""
     stages = result.stages_ms
     yield "model", f"{result.model}, {result.num_beams} beams"
-    yield "device", f"{result.device}, {result.dtype}, {result.threads} threads"
-    yield "processor", ", ".join((result.processor, *result.instruction_sets))
+    if result.dtype is None:
+        yield "device", f"the server {result.device}"
+    else:
+        yield "device", f"{result.device}, {result.dtype}, {result.threads} threads"
+        yield "processor", ", ".join((result.processor, *result.instruction_sets))
     yield "one photo", f"{result.latency_p50_ms:.1f} ms, p95 {result.latency_p95_ms:.1f} ms"
     if stages is not None:
         yield (
@@ -217,7 +220,7 @@ def _lines(result: BenchmarkResult) -> Iterator[tuple[str, str]]:
         yield f"step for {size}", times
     if result.tokens_per_second is not None:
         yield "decode loop", f"{result.tokens_per_second:.0f} tokens/s, {result.tokens:.1f} tokens a caption"
-    if result.peak_memory_mb:
+    if result.peak_memory_mb and result.dtype is not None:
         yield "peak memory", f"{result.peak_memory_mb:.0f} MB"
     if result.comparisons:
         yield "against", f"transformers {result.transformers}, {result.scope}, the same weights"

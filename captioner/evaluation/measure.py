@@ -126,7 +126,9 @@ class Measurements:
         return self.captioner.device.type == "cuda"
 
     def device_name(self) -> str:
-        return torch.cuda.get_device_name(self.captioner.device) if self._on_gpu() else "cpu"
+        if self._on_gpu():
+            return torch.cuda.get_device_name(self.captioner.device)
+        return self.captioner.sends_photos_to or self.captioner.device.type
 
     def batch(self, size: int) -> list[PreparedImage]:
         return list(islice(cycle(self.prepared), size))
