@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -211,8 +212,6 @@ def test_a_report_shows_all_photographs(library: Path, tmp_path: Path):
 
 
 def test_shards_lists_and_the_output_among_the_inputs(library: Path, tmp_path: Path):
-    import tarfile
-
     with tarfile.open(tmp_path / "s.tar", "w") as shard:
         shard.add(library / "0.png", "first.png")
     (tmp_path / "list.txt").write_text(f"{library / '1.png'}\n")
@@ -227,6 +226,20 @@ def test_shards_lists_and_the_output_among_the_inputs(library: Path, tmp_path: P
     ]
     assert found[0]["caption"] == "a photo 60 wide and 50 high"
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["1.txt", "2.txt", "list.txt"]
+
+
+def test_photos_beside_which_nothing_can_stand_are_counted(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        shard.add(library / "0.png", "first.png")
+    for _ in range(2):
+        assert run(tmp_path / "s.tar", library / "0.png", "-o", tmp_path / "o.jsonl", "--sidecar", "txt") == 0
+        err = capsys.readouterr().err
+        left = json.loads(err.splitlines()[-1])["sidecars"]["left"]
+        assert list(left.values()) == [1]
+        assert "s.tar!first.png: it is in a shard" in err
+        assert "--existing" not in err
 
 
 def test_nothing_to_caption_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -511,6 +511,20 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, forma
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_parquet_of_texts_that_are_no_unicode(tmp_path: Path):
+    half = {"caption": "\ud83d half", "confidence": 0.5, "logprob": -1.0}
+    words = [{"text": "\ud83d", "confidence": 0.5, "logprob": -1.0, "attention": [[0.5, 0.5]]}]
+    write_table(
+        tmp_path / "o.parquet",
+        [{"file": "a.jpg", **half, "alternatives": [half], "unhedged": half, "words": words}],
+        "parquet",
+    )
+    (row,) = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    texts = [row["caption"], row["alternatives"][0]["caption"], row["unhedged"]["caption"]]
+    assert texts == ["\\ud83d half"] * 3
+    assert [row["words"][0]["text"], row["words"][0]["attention"]] == ["\\ud83d", [[0.5, 0.5]]]
+
+
 def test_parquet_in_groups(tmp_path: Path):
     many = ({"file": f"{number}.jpg", "caption": "x"} for number in range(2500))
     write_table(tmp_path / "o.parquet", many, "parquet")

@@ -113,13 +113,18 @@ def _write_parquet(file: BinaryIO, records: Iterable[Record]) -> None:
     )
     source = iter(records)
     with pq.ParquetWriter(file, schema) as writer:
-        while group := [_as_unicode(record) for record in islice(source, ROW_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(group, schema))
+        while group := list(islice(source, ROW_GROUP)):
+            try:
+                table = pa.Table.from_pylist(group, schema)
+            except UnicodeEncodeError:  # file names that are no UTF-8, or halves of characters
+                table = pa.Table.from_pylist(_as_unicode(group), schema)
+            writer.write_table(table)
 
 
-def _as_unicode(record: Record) -> Record:
-    """The record with file names that are no UTF-8 written with escapes."""
-    return {
-        name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-        for name, value in record.items()
-    }
+def _as_unicode(value: Any) -> Any:
+    """Records, or a part of them, with what is no text that UTF-8 can hold written with escapes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [_as_unicode(each) for each in value]
+    return {name: _as_unicode(each) for name, each in value.items()} if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from captioner.batch.counts import Counts
 from captioner.batch.finding import NEEDED, say_what_is_needed
 from captioner.batch.items import Item
-from captioner.batch.sidecars import FOREIGN, UNCERTAIN
+from captioner.batch.sidecars import ELSEWHERE, FOREIGN, UNCERTAIN
 from captioner.commandline import complain
 from captioner.errors import CaptionerError
 
@@ -137,7 +137,7 @@ def say_what_is_left(counts: Counts) -> Iterator[str]:
         yield f"captions left that were made otherwise ({change}): {count}; --update makes them anew"
     for reason, count in counts.sidecars_left.most_common():
         advice = "; --existing overwrite or append writes them all the same"
-        advice = "" if reason in (FOREIGN, UNCERTAIN) else advice
+        advice = "" if reason in (ELSEWHERE, FOREIGN, UNCERTAIN) else advice
         yield f"sidecars not written: {count}, as for {counts.left_examples[reason]}{advice}"
     yield from say_what_is_needed(counts.left_out)
     others = [f"{count} × {kind}" for kind, count in counts.left_out.most_common() if kind not in NEEDED]

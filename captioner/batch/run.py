@@ -18,7 +18,7 @@ from captioner.batch.log import Entry, RecordLog
 from captioner.batch.origin import what_changed
 from captioner.batch.prefetch import prefetch
 from captioner.batch.records import Record, without_sidecar
-from captioner.batch.sidecars import Left, Sidecars
+from captioner.batch.sidecars import ELSEWHERE, Left, Sidecars
 from captioner.errors import ImageError
 
 __all__ = ["run_batch"]
@@ -142,6 +142,8 @@ class _Run:
 
     def _keep(self, item: Item, entry: Entry) -> None:
         """Leave a record as it is, except for what it says of its sidecar."""
+        if self.sidecars and not item.is_file and not entry.failed:
+            self._note_elsewhere(item)
         if not entry.failed and not (self.sidecars and item.is_file):
             return
         self.progress(self.counts)
@@ -228,6 +230,8 @@ class _Run:
         if self.sidecars and "caption" in record and item.is_file:
             before = without_sidecar(self.log[item.key]) if self.log.entry(item.key) else None
             record |= self._write_sidecar(self.sidecars, item, record, previous=before)
+        elif self.sidecars and "caption" in record:
+            self._note_elsewhere(item)
         self.log.append(record)
         if "warning" in record:
             self.counts.note_warning(record)
@@ -236,6 +240,9 @@ class _Run:
             self.counts.note_error(record)
         else:
             self.counts.captioned += 1
+
+    def _note_elsewhere(self, item: Item) -> None:
+        self.counts.note_left(item.key, Left("it", ELSEWHERE))
 
     def _write_sidecar(
         self, sidecars: Sidecars, item: Item, record: Record, *, previous: Record | None

@@ -25,6 +25,7 @@ from captioner.errors import DataError, OptionsError
 
 __all__ = [
     "CAPTION_FIELD",
+    "ELSEWHERE",
     "FOREIGN",
     "UNCERTAIN",
     "Left",
@@ -61,6 +62,7 @@ HAS_TEXT = "has a text already"
 HAS_CAPTION = "has a caption already"
 HAS_DESCRIPTION = "has a description already"
 UNCERTAIN = "is uncertain"
+ELSEWHERE = "is in a shard or an object store, where nothing can stand beside it"
 
 
 def text_form(kind: str | None, template: str, prefix: str, suffix: str, *, option: str) -> str:
