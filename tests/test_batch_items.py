@@ -129,6 +129,7 @@ def test_exclude_by_name_and_by_path(library: Path):
 
 NAS = ["up.JPG", "@eaDir/up.JPG/SYNOPHOTO_THUMB_XL.jpg", "#recycle/old.jpg", "a/$Recycle.Bin/b.jpg"]
 NAS += [".thumbnails/c.jpg", ".Trash-1000/files/d.jpg", ".git/e.jpg", "a/._up.jpg", "a/@Recycle.jpg"]
+NAS += ["appdata_oc1a2b/preview/1/256-256.jpg", "~snapshot/daily/up.JPG"]
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_thumbnails_and_bins_are_left_out_and_counted(nas: Path):
     left_out: Counter[str] = Counter()
     found = keys(nas, recursive=True, left_out=left_out)
     assert found == [f"{nas}/a/@Recycle.jpg", f"{nas}/up.JPG"]
-    kinds = ["@eaDir", "#recycle", "$RECYCLE.BIN", ".thumbnails", ".Trash*"]
+    kinds = ["@eaDir", "#recycle", "$RECYCLE.BIN", ".thumbnails", ".Trash*", "appdata_oc*", "~snapshot"]
     assert left_out == {**dict.fromkeys(kinds, 1), "hidden": 2}
     everything = keys(nas, recursive=True, all_files=True, left_out=left_out)
     assert sorted(everything) == sorted(f"{nas}/{name}" for name in NAS)

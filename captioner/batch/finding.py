@@ -22,8 +22,13 @@ NEEDED = {"RAW": ("rawpy", "captioner[raw]"), "JPEG XL": ("pillow_jxl", "pillow-
 
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".xmp"})
-LEFT_OUT = ("@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", ".thumbnails", ".Trash*")
-"""Folders of thumbnails and of what was thrown away, as a NAS and desktops make them, in any case."""
+LEFT_OUT = (
+    *("@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", ".thumbnails", ".Trash*"),
+    *("#snapshot", "~snapshot", "@Recently-Snapshot"),
+    *("appdata_oc*", "files_trashbin", "files_versions"),
+)
+"""Folders of thumbnails, of what was thrown away and of former states, in any case: those of a NAS and of
+desktops, of snapshots, and of Nextcloud."""
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

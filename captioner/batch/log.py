@@ -178,7 +178,9 @@ class RecordLog:
     def check(self) -> None:
         """Raises DataError if the file has been removed or replaced: what is added now would be lost."""
         with suppress(OSError):
-            if os.path.samestat(os.stat(self._target), os.fstat(self._writer.fileno())):
+            there = os.stat(self._target)
+            # or by its size, since not all network folders number a file always alike
+            if os.path.samestat(there, os.fstat(self._writer.fileno())) or there.st_size == self._size:
                 return
         raise DataError(
             f"{self._target} was removed or replaced while this run was writing to it: leave it alone, and "
