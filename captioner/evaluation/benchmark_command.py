@@ -14,7 +14,7 @@ import typer
 from captioner.commandline import Device, Dtype, Model
 from captioner.errors import DeviceError, OptionsError
 from captioner.evaluation.command import Beams
-from captioner.options import GenerationOptions, SearchOptions
+from captioner.options import GenerationOptions
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
@@ -139,12 +139,9 @@ def _measure_grid(
     table = _Table(markdown=markdown, head=(*AXES, *figures), show_head=True)
     cells: list[Cell] = []
 
-    def search(captioner: Captioner) -> SearchOptions:
-        return captioner.resolve(options)
-
     try:
         with _progress() as progress:
-            for cell in measure_grid(load, grid, search, repeats=repeats, progress=progress):
+            for cell in measure_grid(load, grid, options, repeats=repeats, progress=progress):
                 cells.append(cell)
                 if as_json:
                     print(json.dumps(cell.to_dict()), flush=True)

@@ -13,7 +13,7 @@ from captioner.errors import OptionsError
 from captioner.evaluation.measure import Measurements, Parts
 from captioner.evaluation.twin import Twin, build_twin, check_twin
 from captioner.load import DTYPES
-from captioner.options import SearchOptions
+from captioner.options import GenerationOptions, SearchOptions
 
 __all__ = ["AXES", "RUNNERS", "Cell", "Grid", "measure_grid", "parse_grid", "parse_numbers", "plot_grid"]
 
@@ -112,7 +112,7 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
 def measure_grid(
     load: Callable[[str], Captioner],
     grid: Grid,
-    options: Callable[[Captioner], SearchOptions],
+    options: GenerationOptions,
     *,
     repeats: int,
     progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -122,7 +122,7 @@ def measure_grid(
     Args:
         load: the model in a number type.
         grid: what to measure.
-        options: the search that the grid changes.
+        options: of all searches, where the grid does not say otherwise.
         repeats: how often each time is taken.
         progress: told what is measured next, how many combinations are done, and how many there are; those
             that differ in nothing but the runner are one.
@@ -134,7 +134,7 @@ def measure_grid(
     done, total = 0, len(grid.batch) * len(grid.beams or " ") * len(grid.length or " ") * len(grid.dtype)
     for dtype in grid.dtype:
         captioner = load(dtype)
-        searches = _searches(captioner, grid, options(captioner))
+        searches = _searches(captioner, grid, captioner.resolve(options))
         runners = _runners(captioner, grid, searches[0])
         twin = None
         if captioner.checkpoint is not None and "transformers" in runners:
