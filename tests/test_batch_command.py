@@ -506,6 +506,15 @@ def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows closes no stdin")
+def test_a_closed_stdin_is_an_empty_list(tmp_path: Path):
+    with process("-", "-o", tmp_path / "o.jsonl", preexec_fn=lambda: os.close(0)) as running:
+        _, said = running.communicate()
+    assert running.returncode == 1
+    assert said.startswith("captioner: no photographs in -")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
 def test_a_run_whose_terminal_is_closed_stops_and_writes_its_table(library: Path, tmp_path: Path):
     ours, theirs = os.openpty()

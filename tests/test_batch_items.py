@@ -151,6 +151,16 @@ def test_thumbnails_and_bins_are_left_out_and_counted(nas: Path):
     assert sorted(everything) == sorted(f"{nas}/{name}" for name in NAS)
 
 
+def test_a_glob_in_a_folder_whose_name_has_brackets(tmp_path: Path):
+    for name in ("Trip [2019]/a.jpg", "Trip [2019]/more [1]/b.jpg", "Trip 2/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(JPEG)
+    assert keys(f"{tmp_path}/Trip [2019]/*.jpg") == [f"{tmp_path}/Trip [2019]/a.jpg"]
+    assert keys(f"{tmp_path}/Trip [2019]/*/b.jpg") == [f"{tmp_path}/Trip [2019]/more [1]/b.jpg"]
+    assert keys(f"{tmp_path}/Trip [[]2019]/more*/*") == [f"{tmp_path}/Trip [2019]/more [1]/b.jpg"]
+    assert keys(f"{tmp_path}/Trip [12]/*") == [f"{tmp_path}/Trip 2/c.jpg"]
+
+
 def test_a_glob_leaves_out_what_it_does_not_name(nas: Path):
     assert keys(f"{nas}/**/*.jpg") == [f"{nas}/a/@Recycle.jpg"]
     assert keys(f"{nas}/**/#recycle/*.jpg") == [f"{nas}/#recycle/old.jpg"]

@@ -36,7 +36,7 @@ def batch(
     """Caption many photographs into one file. If a run is stopped, the same command continues it."""
     from captioner.batch.progress import ProgressReport
 
-    job = Job(options, inputs, stdin=sys.stdin.buffer.read() if "-" in inputs else b"")
+    job = Job(options, inputs, stdin=_read_stdin() if "-" in inputs else b"")
     given = generation_options(ctx, attention=job.needs_attention)
     _check_there_is_any(inputs, job.find)
     job.load(ctx.obj, given)
@@ -50,6 +50,10 @@ def batch(
     if signals.received:
         complain("stopped; the same command goes on")
     raise typer.Exit(128 + signals.received if signals.received else int(bool(counts.errors)))
+
+
+def _read_stdin() -> bytes:
+    return sys.stdin.buffer.read() if sys.stdin else b""  # which some that start processes close
 
 
 def _check_there_is_any(inputs: Sequence[str], find: Callable[..., Iterator[Item]]) -> None:

@@ -127,7 +127,7 @@ class _Finder:
             with open(name, "rb") as file:
                 yield from self._listed(file.read())
         elif not there and glob.has_magic(name):
-            found = glob.iglob(name, recursive=True, include_hidden=self.all_files)
+            found = glob.iglob(_escape_folder(name), recursive=True, include_hidden=self.all_files)
             matches = sorted(found, key=os.fsencode)
             yield from self._matched(name, [(match, os.path.isdir(match)) for match in matches])
         elif not (os.path.isdir(name) and self._is_bin(os.path.basename(name.rstrip("/")))):
@@ -254,6 +254,15 @@ class _Finder:
         kinds += ["hidden"] if name.startswith(".") else []
         self.left_out.update(kinds[:1])
         return bool(kinds)
+
+
+def _escape_folder(pattern: str) -> str:
+    """A glob in which a folder that is there means itself, such as ``Trip [2019]`` in ``Trip [2019]/*.jpg``."""
+    folder, names = os.path.split(pattern)
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+        names = os.path.join(name, names)
+    return os.path.join(glob.escape(folder), names)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
