@@ -257,7 +257,7 @@ class _Finder:
 
 
 def _escape_folder(pattern: str) -> str:
-    """A glob in which a folder that is there means itself, such as ``Trip [2019]`` in ``Trip [2019]/*.jpg``."""
+    """A glob in which a folder that is there means itself: ``Trip [2019]`` in ``Trip [2019]/*.jpg``."""
     folder, names = os.path.split(pattern)
     while folder and not os.path.isdir(folder):
         folder, name = os.path.split(folder)
