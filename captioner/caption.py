@@ -145,8 +145,8 @@ class Caption:
                 text=word["text"],
                 logprob=word["logprob"],
                 confidence=word["confidence"],
-                attention=tuple(map(tuple, word["attention"])) if "attention" in word else None,
-                box=tuple(word["box"]) if "box" in word else None,
+                attention=tuple(map(tuple, word["attention"])) if word.get("attention") is not None else None,
+                box=tuple(word["box"]) if word.get("box") is not None else None,
             )
             for word in data.get("words", ())
         )

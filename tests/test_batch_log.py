@@ -140,12 +140,12 @@ def test_a_file_of_something_else_is_refused_and_not_touched(path: Path, content
 @pytest.mark.parametrize(
     "part",
     [
-        {"made_with": None},
+        {"file": ""},
         {"made_with": "x"},
         {"photo": {"folder": 3}},
         {"photo": {"bytes": "x", "modified": 1.5}},
         {"sha256": ["x"]},
-        {"error": None},
+        {"error": 5},
         {"warning": 3},
         {"width": -1},
         {"width": True},
@@ -158,7 +158,7 @@ def test_a_file_of_something_else_is_refused_and_not_touched(path: Path, content
     ],
 )
 def test_a_record_whose_parts_are_of_other_types_is_named_by_its_line(path: Path, part: dict[str, Any]):
-    content = b"\n" + encode_record(good("a.jpg")) + encode_record(good("b.jpg", **part))
+    content = b"\n" + encode_record(good("a.jpg")) + encode_record(good("b.jpg") | part)
     path.write_bytes(content)
     with pytest.raises(DataError, match="line 3, is not a record of a batch"):
         RecordLog(path)

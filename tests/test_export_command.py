@@ -191,7 +191,7 @@ def test_lines_that_are_no_records_are_named_and_the_others_exported(
         {"a": 1},
         {"file": "a.jpg", "caption": "a dog"},
         record("a.jpg", words=["a", "dog"]),
-        record("a.jpg", alternatives=None),
+        record("a.jpg", alternatives=5),
         record("a.jpg", alternatives=["a cat"]),
         record("a.jpg", unhedged="a"),
         {"file": "a.jpg", "error": "x", "photo": "y"},
@@ -211,6 +211,21 @@ def test_lines_that_are_no_records_are_named_and_the_others_exported(
     assert "left out what is no record of a batch, in lines 1-4, 6-11;" in said[0]
     assert said[1] == f"captioner: {'sidecars' if to == 'txt' else 'records'} written: 1"
     assert (tmp_path / ("a.txt" if to == "txt" else f"t.{to}")).stat().st_size
+
+
+def test_records_that_went_through_a_dataframe(finished: Path, tmp_path: Path):
+    parquet, again = tmp_path / "t.parquet", tmp_path / "again.jsonl"
+    assert run(finished, "--to", "parquet", "-o", parquet) == 0
+    rows = pq.read_table(parquet).to_pylist()
+    assert rows[0]["error"] is None
+    write(again, *rows)
+    for to in ("csv", "html", "parquet"):
+        assert run(again, "--to", to, "-o", tmp_path / f"again.{to}") == 0
+    with RecordFile(again) as records:
+        assert [each.get("caption") for each in records] == LATEST
+        assert [each["file"] for each in records if "error" in each] == [
+            str(tmp_path / "library" / "bad.png")
+        ]
 
 
 def test_a_line_that_a_run_has_not_finished_is_left_out(finished: Path):

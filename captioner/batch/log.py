@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 from filelock import FileLock, Timeout
 
 from captioner.batch.items import Item, identity
-from captioner.batch.records import Record, decode_record, encode_record, place_of, version_of
+from captioner.batch.records import Record, decode_record, encode_record, parse_record, place_of, version_of
 from captioner.batch.replacing import replacing
 from captioner.errors import DataError
 
@@ -121,8 +121,7 @@ class RecordLog:
     def __getitem__(self, key: str) -> Record:
         """The latest record of a photograph, even if it is to be replaced; KeyError if there is none."""
         self._reader.seek(self._entries[identity(key)].offset)
-        record: Record = json.loads(self._reader.readline())
-        return record
+        return parse_record(self._reader.readline())
 
     def entry(self, key: str) -> Entry | None:
         """What is known of a photograph's latest record; None if it has none."""
@@ -140,7 +139,7 @@ class RecordLog:
     def __iter__(self) -> Iterator[Record]:
         """All records in the order of the file, read anew."""
         with open(self._target, "rb") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+            yield from (parse_record(line) for line in file if line.strip())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -323,4 +322,4 @@ def _whole_lines(file: BinaryIO, path: Path) -> int:
 def _origin(record: Record) -> str | None:
     if "made_with" not in record:
         return None
-    return sys.intern(json.dumps({"model": record["model"], **record["made_with"]}, sort_keys=True))
+    return sys.intern(json.dumps({"model": record.get("model"), **record["made_with"]}, sort_keys=True))

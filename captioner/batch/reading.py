@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from captioner.batch.finding import find_items
 from captioner.batch.items import Item, split_member
-from captioner.batch.records import Record, decode_record, place_of
+from captioner.batch.records import Record, decode_record, parse_record, place_of
 from captioner.errors import DataError
 
 __all__ = ["RecordFile", "item_of"]
@@ -69,8 +68,7 @@ class RecordFile:
     def at(self, offset: int) -> Record:
         """The record that begins there."""
         self._file.seek(offset)
-        record: Record = json.loads(self._file.readline())
-        return record
+        return parse_record(self._file.readline())
 
     def say_what_is_foreign(self) -> Iterator[str]:
         """A sentence about the lines that were left out, which names each of them."""

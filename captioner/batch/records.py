@@ -28,6 +28,7 @@ __all__ = [
     "encode_record",
     "error_record",
     "image_error_record",
+    "parse_record",
     "place_of",
     "version_of",
     "without_sidecar",
@@ -37,6 +38,9 @@ Record: TypeAlias = dict[str, Any]
 
 OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
 """What every record with a caption has, and no other program's JSON."""
+
+SCORES = ("confidence", "logprob")
+"""What a record has also where it is not known."""
 
 OF_THE_SIDECAR = ("sidecar", "error", "error_kind")
 """What a record with a caption may say of its sidecar."""
@@ -93,12 +97,18 @@ def decode_record(line: bytes, where: str, advice: str) -> Record:
         DataError: the line is no record, or lacks what this program's records have, in its types.
     """
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
+        record = parse_record(line)
+    except (ValueError, RecursionError, AttributeError):
+        record = {}
     if not _is_record(record):
         raise DataError(f"{where} is not a record of a batch: {advice}")
-    return record  # type: ignore[no-any-return]
+    return record
+
+
+def parse_record(line: bytes) -> Record:
+    """The record of a line that holds one; parts that are null, as dataframes write them, are none."""
+    parts = json.loads(line).items()
+    return {name: value for name, value in parts if value is not None or name in SCORES}
 
 
 def without_sidecar(record: Record) -> Record:
@@ -123,10 +133,10 @@ def version_of(record: Record) -> tuple[int, float] | None:
     return None if None in version else version
 
 
-def _is_record(value: Any) -> bool:
-    if not isinstance(value, dict) or not value.keys() >= (OURS if "caption" in value else {"file", "error"}):
+def _is_record(record: Record) -> bool:
+    if not record.keys() >= (OURS if "caption" in record else {"file", "error"}):
         return False
-    return all(_TYPES[name](each) for name, each in value.items() if name in _TYPES)
+    return all(_TYPES[name](value) for name, value in record.items() if name in _TYPES)
 
 
 def _is_text(value: Any) -> bool:
@@ -164,10 +174,11 @@ def _is_scored(value: Any, text: str) -> bool:
 
 
 def _is_word(value: Any) -> bool:
-    return (
-        _is_scored(value, "text")
-        and ("attention" not in value or _is_list(value["attention"], lambda row: isinstance(row, list)))
-        and ("box" not in value or (_is_list(value["box"], _is_pixels) and len(value["box"]) == 4))
+    if not _is_scored(value, "text"):
+        return False
+    attention, box = value.get("attention"), value.get("box")
+    return (attention is None or _is_list(attention, lambda row: isinstance(row, list))) and (
+        box is None or (_is_list(box, _is_pixels) and len(box) == 4)
     )
 
 
@@ -179,11 +190,12 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(of, value))
 
 
-_TEXTS = ("file", "caption", "model", "error", "error_kind", "warning", "sidecar", "sha256", "duplicate_of")
+_TEXTS = ("caption", "model", "error", "error_kind", "warning", "sidecar", "sha256", "duplicate_of")
 _TYPES: dict[str, Callable[[Any], bool]] = {
+    "file": lambda value: isinstance(value, str) and value != "",
     **dict.fromkeys(_TEXTS, _is_text),
     **dict.fromkeys(("width", "height"), _is_pixels),
-    **dict.fromkeys(("confidence", "logprob"), _is_score),
+    **dict.fromkeys(SCORES, _is_score),
     **dict.fromkeys(("calibrated", "uncertain"), lambda value: isinstance(value, bool)),
     "words": lambda value: _is_list(value, _is_word),
     "alternatives": lambda value: _is_list(value, _is_alternative),
