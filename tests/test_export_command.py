@@ -218,11 +218,14 @@ def test_records_that_went_through_a_dataframe(finished: Path, tmp_path: Path):
     assert run(finished, "--to", "parquet", "-o", parquet) == 0
     rows = pq.read_table(parquet).to_pylist()
     assert rows[0]["error"] is None
+    rows[0] |= {"width": 60.0, "height": 50.0, "calibrated": 0.0}  # as pandas has them beside a null
     write(again, *rows)
     for to in ("csv", "html", "parquet"):
         assert run(again, "--to", to, "-o", tmp_path / f"again.{to}") == 0
     with RecordFile(again) as records:
         assert [each.get("caption") for each in records] == LATEST
+        first = next(iter(records))
+        assert [first["width"], first["calibrated"]] == [60, False]
         assert [each["file"] for each in records if "error" in each] == [
             str(tmp_path / "library" / "bad.png")
         ]

@@ -42,6 +42,11 @@ OURS = {"file", "model", "width", "height", "caption", "confidence", "logprob"}
 SCORES = ("confidence", "logprob")
 """What a record has also where it is not known."""
 
+_NO_FLOATS: dict[str, Callable[[float], Any]] = {
+    **dict.fromkeys(("width", "height"), int),
+    **dict.fromkeys(("calibrated", "uncertain"), bool),
+}
+
 OF_THE_SIDECAR = ("sidecar", "error", "error_kind")
 """What a record with a caption may say of its sidecar."""
 
@@ -106,9 +111,15 @@ def decode_record(line: bytes, where: str, advice: str) -> Record:
 
 
 def parse_record(line: bytes) -> Record:
-    """The record of a line that holds one; parts that are null, as dataframes write them, are none."""
+    """The record of a line that holds one, also if a dataframe wrote it, with null for what there is not and
+    numbers with a point in columns that have it.
+    """
     parts = json.loads(line).items()
-    return {name: value for name, value in parts if value is not None or name in SCORES}
+    record = {name: value for name, value in parts if value is not None or name in SCORES}
+    for name, kind in _NO_FLOATS.items():
+        if isinstance(value := record.get(name), float) and value.is_integer():
+            record[name] = kind(value)
+    return record
 
 
 def without_sidecar(record: Record) -> Record:
