@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
         complain(error)
         return 1
     except OSError as error:
-        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         complain(f"{place}{error.strerror or error}")
         return 1
     raise AssertionError("typer ends a command by SystemExit")

@@ -259,14 +259,14 @@ class _Finder:
 def _escape_folder(pattern: str) -> str:
     """A glob in which a folder that is there means itself: ``Trip [2019]`` in ``Trip [2019]/*.jpg``."""
     folder, names = os.path.split(pattern)
-    while folder and not os.path.isdir(folder):
+    while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
         folder, name = os.path.split(folder)
         names = os.path.join(name, names)
     return os.path.join(glob.escape(folder), names)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Without a question to the disk, which may be far away, but for a link."""
+    """Asks the disk, which may be far away, about links alone."""
     try:
         return entry.is_dir()
     except OSError:  # such as a loop of links

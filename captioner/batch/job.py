@@ -26,20 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Job"]
 
-OTHER_FORMATS = {
-    ".xlsx",
-    ".xls",
-    ".ods",
-    ".tsv",
-    ".xml",
-    ".html",
-    ".htm",
-    ".db",
-    ".sqlite",
-    ".feather",
-    ".arrow",
-}
-OTHER_FORMATS |= {".gz", ".bz2", ".xz", ".zst", ".zip"}
+OTHER_FORMATS = frozenset(
+    {".xlsx", ".xls", ".ods", ".tsv", ".xml", ".html", ".htm", ".db", ".sqlite", ".feather", ".arrow"}
+    | {".gz", ".bz2", ".xz", ".zst", ".zip"}
+)
 """Suffixes by which other programs would take JSON Lines for something else."""
 
 
