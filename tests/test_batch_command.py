@@ -539,7 +539,9 @@ def test_a_run_under_nohup_outlives_its_terminal(library: Path, tmp_path: Path):
     script = SLOW.format(tests=str(Path(__file__).parent))
     argv = ["batch", library, "-r", "-o", tmp_path / "o.jsonl", "--batch-size", "1"]
     with subprocess.Popen(
-        ["nohup", sys.executable, "-c", script, *map(str, argv)], stderr=subprocess.DEVNULL
+        ["nohup", sys.executable, "-c", script, *map(str, argv)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as running:
         wait_for(tmp_path / "o.jsonl", 1)
         running.send_signal(signal.SIGHUP)
