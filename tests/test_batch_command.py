@@ -474,6 +474,17 @@ def process(*argv: str | Path, **settings: Any) -> Iterator[subprocess.Popen[str
         yield running
 
 
+@pytest.fixture
+def closing_terminal_ends() -> Iterator[None]:
+    """Processes started meanwhile end by SIGHUP, even where the tests themselves run under nohup."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, lambda *_: None)  # a new program has the default in its place
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def wait_for(path: Path, lines: int) -> None:
     deadline = time.monotonic() + 200
     while not path.exists() or path.read_bytes().count(b"\n") < lines:
@@ -485,6 +496,7 @@ def wait_for(path: Path, lines: int) -> None:
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if sys.platform != "win32" else [])]
 )
+@pytest.mark.usefixtures("closing_terminal_ends")
 def test_a_signal_stops_after_the_batch_and_the_same_command_goes_on(
     library: Path, tmp_path: Path, number: int
 ):
@@ -516,6 +528,7 @@ def test_a_closed_stdin_is_an_empty_list(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+@pytest.mark.usefixtures("closing_terminal_ends")
 def test_a_run_whose_terminal_is_closed_stops_and_writes_its_table(library: Path, tmp_path: Path):
     ours, theirs = os.openpty()
     script = SLOW.format(tests=str(Path(__file__).parent))

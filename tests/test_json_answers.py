@@ -171,7 +171,7 @@ def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*argv, "--json-schema", json.dumps(SCHEMA), "--max-length", "120"]) == 0
     check(capsys.readouterr().out.rstrip("\n").partition("\t")[2])
     assert main([*argv, "--json-schema", '{"type": "foo"}']) == 2
-    assert "json_schema cannot be followed: Invalid type" in capsys.readouterr().err
+    assert "--json-schema cannot be followed: Invalid type" in capsys.readouterr().err
     assert main(["models", str(tmp_path / "qwen2_5_vl")]) == 0
     assert "schemas\tyes" in capsys.readouterr().out
 

@@ -23,7 +23,7 @@ class KnownModel:
         licence: of the weights, as SPDX names it.
         cider: CIDEr × 100 on the Karpathy test split of COCO, as published; None where nothing is.
         source: where ``cider`` is published, and of what; empty for nothing.
-        gives: what of :class:`~captioner.runners.base.Lacks` the model does not lack.
+        gives: what of :class:`~captioner.runners.base.Lacks` the model does not lack, with all extras.
     """
 
     name: str
@@ -38,7 +38,7 @@ class KnownModel:
 
 _OURS = ("attention", "streaming", "seeds", "beams")
 _LIBRARYS = ("streaming", "seeds", "beams", "stops")
-_ASKED = ("attention", *_LIBRARYS, "instructions")
+_ASKED = (*_LIBRARYS, "instructions", "schemas")
 
 CATALOGUE = (
     KnownModel(
@@ -117,7 +117,7 @@ CATALOGUE = (
         licence="MIT",
         cider=145.8,
         source="arXiv:2301.12597, ViT-g with OPT 2.7B",
-        gives=(*_LIBRARYS, "instructions"),  # its queries gather the photo, so there is no grid of it
+        gives=_ASKED,  # its queries gather the photo, so there is no grid of it
     ),
     KnownModel(
         name="smolvlm2-500m",
@@ -125,7 +125,7 @@ CATALOGUE = (
         revision="7b375e1b73b11138ff12fe22c8f2822d8fe03467",
         megabytes=2035,
         licence="Apache-2.0",
-        gives=_ASKED,
+        gives=("attention", *_ASKED),
     ),
     KnownModel(
         name="qwen3-vl-2b",
@@ -133,7 +133,7 @@ CATALOGUE = (
         revision="89644892e4d85e24eaac8bacfd4f463576704203",
         megabytes=4267,
         licence="Apache-2.0",
-        gives=_ASKED,
+        gives=("attention", *_ASKED),
     ),
 )
 
