@@ -225,7 +225,7 @@ class Measurements:
         """The same batch on its twin, and on our encoder where it has none."""
         runner = self._known_runner()
         pixel_values = normalized(self.batch(size), runner.checkpoint.processor, runner.device, runner.dtype)
-        encoded = twin.encode(pixel_values)
+        encoded = twin.encode(pixel_values) if twin.has_encoder else ours.encode().region_tokens
         return Parts(
             encode=(lambda: twin.encode(pixel_values)) if twin.has_encoder else ours.encode,
             search=lambda: twin.search(encoded, options),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -43,6 +43,7 @@ class JsonAnswers:
 
     def __init__(self, backend: Any, eos_ids: Sequence[int]) -> None:
         self._backend, self._eos_ids = backend, eos_ids
+        self._matcher = lru_cache(maxsize=8)(self._new_matcher)  # a schema is checked before it is used
 
     def start(self, options: SearchOptions) -> Held:
         """The state of a search for answers of a schema, before its first token.
@@ -62,14 +63,18 @@ class JsonAnswers:
             raise OptionsError(f"an answer in JSON takes no {' or '.join(asked)}: leave it out")
         if len(options.json_schema) > LONGEST:
             raise OptionsError(f"json_schema must have {LONGEST} characters at most")
+        matcher = self._matcher(options.json_schema).deep_copy()  # which this search alone changes
+        return Held(matcher, frozenset(self._eos_ids))
+
+    def _new_matcher(self, schema: str) -> Any:
         kind = self._library.LLMatcher
         try:
-            grammar = kind.grammar_from_json_schema(options.json_schema, overrides=FORM)
+            grammar = kind.grammar_from_json_schema(schema, overrides=FORM)
         except ValueError as error:  # Python's JSON has numbers that no other has
             raise OptionsError(f"json_schema is not JSON: {error}") from error
         matcher = kind(self._tokenizer, grammar)
         _check(matcher)
-        return Held(matcher, frozenset(self._eos_ids))
+        return matcher
 
     @cached_property
     def _library(self) -> Any:
